@@ -1,0 +1,66 @@
+# Everything starts here and needs only Python 3.11, make and git; every target makes .venv first when it is missing.
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+STORE ?= runs
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LOCK_VENV := .venv-lock
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test smoke lint types check format lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'ARGS="…" is handed on, e.g. make test ARGS="-k storage"; STORE=URI is where smoke writes (default: runs).'
+
+demo: $(STAMP) ## run the whole study on small default data; prints the result table and the report's path
+	$(BIN)/python -m app run --preset demo --store $(STORE) $(ARGS)
+
+test: $(STAMP) ## run the test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+smoke: $(STAMP) ## run the study on tiny subsets in 1-2 minutes, for your own CI
+	$(BIN)/python -m app run --preset smoke --store $(STORE) $(ARGS)
+
+lint: $(STAMP) ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## check the types
+	$(BIN)/mypy
+
+check: lint types test ## lint, types and test
+
+format: $(STAMP) ## format the code and apply the safe lint fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV): $(STAMP) ## set up .venv from requirements-dev.txt
+
+# The stamp is written last, so that an interrupted installation starts again instead of passing for a whole one.
+$(STAMP): requirements-dev.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else "Python 3.11 or 3.12 is needed, $(PYTHON) is %d.%d: set PYTHON=/path/to/python3.11" % v)'
+	@echo 'Installing the locked requirements into $(VENV): once, some minutes, about 6 GB of disk on Linux.'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+# pip-tools lives in a throw-away environment: it pins its own dependencies' versions, which are not ours. The CUDA packages
+# exist only for Linux, and torch asks for them only there; pip-compile drops that marker, so it is put back.
+lock: ## rewrite requirements*.txt from requirements*.in (ARGS=--upgrade takes newer versions)
+	$(PYTHON) -m venv --clear $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check pip-tools==7.6.2
+	for name in requirements requirements-dev; do \
+	  CUSTOM_COMPILE_COMMAND='make lock' $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes --allow-unsafe \
+	    --strip-extras --no-emit-index-url --no-emit-find-links $(ARGS) --output-file=$$name.txt $$name.in && \
+	  sed -i.bak -E 's/^((cuda|nvidia|triton)[a-z0-9-]*==[^ ]+) \\$$/\1 ; platform_system == "Linux" \\/' $$name.txt && \
+	  rm $$name.txt.bak || exit 1; \
+	done
+	rm -rf $(LOCK_VENV)
+
+clean: ## remove .venv and caches; results (runs/) stay
+	rm -rf $(VENV) $(LOCK_VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	find app tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,309 @@
+"""The command line: parse, build, run, exit code. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast, get_args
+
+import typer
+from click import ClickException
+
+from app.errors import AppError, UsageError
+
+if TYPE_CHECKING:
+    from app.config import Config, Method, ProtocolName
+    from app.report import ReportSummary
+    from app.stages.experiment import Run
+    from app.storage import Store
+
+app = typer.Typer(
+    name="python -m app",
+    help="BYOL pretraining on unlabelled medical images, judged by fine-tuning, linear probes and few shots.",
+    epilog="Start with: python -m app run --preset demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Get data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+StoreOption = Annotated[str, typer.Option("--store", help="Folder (or file:// URI) that holds data and runs.")]
+RunId = Annotated[str, typer.Option("--run-id", help="Name of the run, as `plan` printed it.")]
+OptionalRunId = Annotated[
+    str | None, typer.Option("--run-id", help="Name of the run. [default: <preset>-<8 hex of settings and data>]")
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", help="smoke, demo, recommended, paper-text, or a YAML file. [default: the run's, or recommended]"
+    ),
+]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")]
+Sources = Annotated[list[str] | None, typer.Option("--data", help="Own data, name=URI[:task]; may be repeated.")]
+DataRoot = Annotated[str | None, typer.Option("--data-root", help="Folder to look for data sets in first.")]
+Weights = Annotated[str | None, typer.Option("--imagenet-weights", help="File of ImageNet weights, not a download.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda; cuda never falls back.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. [default: all cores]")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start afresh and replace what is there.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Names every random draw.")]
+MethodName = Annotated[str, typer.Option("--method", help="byol or byol_plus.")]
+Size = Annotated[int, typer.Option("--size", help="28, 64, 128 or 224 pixels.")]
+
+
+def example(text: str) -> str:
+    """Format an example for the end of a command's help."""
+    return f"Example: python -m app {text}"
+
+
+@app.command(epilog=example("plan --preset smoke --store runs --data-root ~/.medmnist"))
+def plan(
+    store: StoreOption = "runs",
+    run_id: OptionalRunId = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    sources: Sources = None,
+    data_root: DataRoot = None,
+    weights: Weights = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Check the inputs, name the run, list its jobs; prints the run's name."""
+    from app.stages.plan import plan as make_plan
+
+    config = _config(preset, overrides, sources, data_root, weights)
+    print(make_plan(_store(store), config, run_id, overwrite=overwrite).run_id)
+
+
+@app.command(epilog=example("pretrain --method byol_plus --data chest=nih.npz --store runs --run-id nih"))
+def pretrain(
+    run_id: RunId,
+    method: MethodName,
+    seed: Seed = 0,
+    store: StoreOption = "runs",
+    preset: Preset = None,
+    overrides: Overrides = None,
+    sources: Sources = None,
+    data_root: DataRoot = None,
+    weights: Weights = None,
+    device: Device = None,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Pretrain an encoder on unlabelled images; prints where it is."""
+    from app.stages import pretrain as stage
+
+    name = _method(method)
+    asked = _pretraining_source(overrides, sources)
+    config = _config(preset, asked, sources, data_root, weights, device, threads)
+    run = _open(store, run_id, config, explicit=bool(preset or overrides))
+    record = stage.run(run, method=name, seed=seed, overwrite=overwrite)
+    print(f"{store}/runs/{run_id}/pretrain/{record['key']}/encoder.safetensors")
+
+
+@app.command(
+    epilog=example(
+        "downstream --dataset pneumoniamnist --protocol linear_probe --init byol_plus-s0 --store runs --run-id nih"
+    )
+)
+def downstream(
+    run_id: RunId,
+    dataset: Annotated[str, typer.Option("--dataset", help="A labelled data set.")],
+    protocol: Annotated[str, typer.Option("--protocol", help="finetune, linear_probe, few_shot or few_shot_frozen.")],
+    init: Annotated[
+        str, typer.Option("--init", help="random, imagenet, a pretraining such as byol-s0, or a file of weights.")
+    ],
+    seed: Seed = 0,
+    store: StoreOption = "runs",
+    preset: Preset = None,
+    overrides: Overrides = None,
+    sources: Sources = None,
+    data_root: DataRoot = None,
+    weights: Weights = None,
+    device: Device = None,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a classifier from an initialisation and judge it on the test split."""
+    from app.config import ProtocolName
+    from app.stages import downstream as stage
+
+    if protocol not in get_args(ProtocolName):
+        raise UsageError(f"--protocol {protocol}: unknown; choose from {', '.join(get_args(ProtocolName))}")
+    config = _config(preset, overrides, sources, data_root, weights, device, threads)
+    run = _open(store, run_id, config, explicit=bool(preset or overrides))
+    record = stage.run(
+        run, dataset=dataset, init=init, protocol=cast("ProtocolName", protocol), seed=seed, overwrite=overwrite
+    )
+    scores = (f"{name} {'n/a' if value is None else f'{value:.3f}'}" for name, value in record["metrics"].items())
+    print(f"{record['key']}: {'  '.join(scores)}")
+
+
+@app.command(epilog=example("report --store runs --run-id nih"))
+def report(run_id: RunId, store: StoreOption = "runs") -> None:
+    """Write the report of a run from the records it has, and name what is missing."""
+    from app.stages import report as stage
+
+    _show(store, run_id, stage.run(_store(store), run_id))
+
+
+@app.command(epilog=example("run --preset smoke --store runs"))
+def run(
+    store: StoreOption = "runs",
+    run_id: OptionalRunId = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    sources: Sources = None,
+    data_root: DataRoot = None,
+    weights: Weights = None,
+    device: Device = None,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run a whole study on this machine: plan, pretrain, downstream, report."""
+    _run(store, _config(preset, overrides, sources, data_root, weights, device, threads), run_id, overwrite)
+
+
+@app.command(epilog=example("views --method byol_plus --data-root ~/.medmnist --out views.png"))
+def views(
+    method: MethodName = "byol_plus",
+    out: Annotated[Path, typer.Option("--out", help="PNG file to write.")] = Path("views.png"),
+    seed: Seed = 0,
+    store: StoreOption = "runs",
+    preset: Preset = None,
+    overrides: Overrides = None,
+    sources: Sources = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Save a picture of a method's views: a row per image, the original first."""
+    from app.stages.experiment import Run
+    from app.stages.views import draw_views
+
+    name = _method(method)
+    config = _config(preset, _pretraining_source(overrides, sources), sources, data_root)
+    print(draw_views(Run(_store(store), "", config), method=name, seed=seed, out=out))
+
+
+@app.command(epilog=example("ls --store runs"))
+def ls(store: StoreOption = "runs", run_id: OptionalRunId = None) -> None:
+    """List the data and runs of a store, or the jobs of one run: done, begun or missing."""
+    from app.stages.listing import list_store
+
+    for line in list_store(_store(store), run_id):
+        print(line)
+
+
+@data_app.command(epilog=example("data fetch --dataset breastmnist,pneumoniamnist --data-root ~/.medmnist"))
+def fetch(
+    dataset: Annotated[str, typer.Option("--dataset", help="MedMNIST names, separated by commas.")],
+    size: Size = 28,
+    store: Annotated[str | None, typer.Option("--store", help="Put the files into the data/ of this store.")] = None,
+    data_root: Annotated[str | None, typer.Option("--data-root", help="Put the files into this folder.")] = None,
+    mirror: Annotated[str | None, typer.Option("--mirror", help="Folder or base URL to take the files from.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Download nothing: only verify what is there.")] = False,
+) -> None:
+    """Download MedMNIST files, verify their MD5, and put them into a folder or the store."""
+    from app.stages.fetch import fetch as fetch_files
+
+    names = [name.strip() for name in dataset.split(",") if name.strip()]
+    target = _store(store) if store else None
+    for line in fetch_files(names, size=size, store=target, root=data_root, mirror=mirror, offline=offline):
+        print(line)
+
+
+@data_app.command(epilog=example("data phantoms --data-root phantoms"))
+def phantoms(
+    data_root: Annotated[Path, typer.Option("--data-root", help="Put the files into this folder.")],
+    size: Size = 28,
+    seed: Seed = 0,
+) -> None:
+    """Draw synthetic data sets in MedMNIST's layout, for trying things out."""
+    from app.data import write_phantoms
+
+    for path in write_phantoms(data_root, seed=seed, size=size):
+        print(path)
+
+
+def _config(
+    preset: str | None,
+    overrides: list[str] | None,
+    sources: list[str] | None,
+    data_root: str | None,
+    weights: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+) -> Config:
+    from app.config import load_config
+
+    return load_config(
+        preset or "recommended",
+        overrides or [],
+        sources=sources or [],
+        data_root=data_root,
+        imagenet_weights=weights,
+        device=device,
+        threads=threads,
+    )
+
+
+def _store(uri: str) -> Store:
+    from app.storage import open_store
+
+    return open_store(uri)
+
+
+def _open(store: str, run_id: str, config: Config, *, explicit: bool) -> Run:
+    from app.stages.experiment import open_run
+
+    return open_run(_store(store), run_id, config, explicit=explicit)
+
+
+def _method(name: str) -> Method:
+    from app.config import Method
+
+    if name not in get_args(Method):
+        raise UsageError(f"--method {name}: unknown; choose from {', '.join(get_args(Method))}")
+    return cast("Method", name)
+
+
+def _pretraining_source(overrides: list[str] | None, sources: list[str] | None) -> list[str]:
+    """With a single own source and no word about ``data.pretrain``, that source is what to pretrain on."""
+    overrides = list(overrides or [])
+    if sources and len(sources) == 1 and not any(override.startswith("data.pretrain=") for override in overrides):
+        overrides.append(f"data.pretrain={sources[0].split('=')[0]}")
+    return overrides
+
+
+def _run(store: str, config: Config, run_id: str | None, overwrite: bool) -> None:
+    from app.stages.run import run_study
+
+    name, summary, errors = run_study(_store(store), config, run_id, overwrite=overwrite)
+    _show(store, name, summary)
+    if errors:
+        raise errors[0]
+
+
+def _show(store: str, run_id: str, summary: ReportSummary) -> None:
+    print(summary.table_text)
+    for cell in summary.missing:
+        print(f"missing: {cell}")
+    print(f"report: {store}/runs/{run_id}/report/index.html")
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with the documented code; an expected error is one line on standard error."""
+    code = 0
+    try:
+        code = app(standalone_mode=False) or 0
+    except AppError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except ClickException as error:
+        print(f"error: {error.format_message()} (--help shows the options)", file=sys.stderr)
+        code = UsageError.exit_code
+    except MemoryError:
+        print("error: out of memory; lower pretrain.batch_size, or give the job more", file=sys.stderr)
+        code = AppError.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,37 @@
+"""Data as numpy arrays: MedMNIST files, own data, unlabelled images, downloads, phantoms, seeded subsets."""
+
+from app.data.catalog import SIZES, TASKS, Known, catalog, known, parse_task
+from app.data.datasets import SPLITS, Dataset, Split, default_roots, find_file, load_dataset, take_subset
+from app.data.download import Progress, fetch, file_name
+from app.data.phantoms import PHANTOM_COUNTS, draw_phantoms, is_phantom, write_phantoms
+from app.data.subsets import draw_overlap, few_shot_draw, stratified_subset, uniform_subset
+from app.data.unlabelled import Unlabelled, load_unlabelled
+
+__all__ = [
+    "PHANTOM_COUNTS",
+    "SIZES",
+    "SPLITS",
+    "TASKS",
+    "Dataset",
+    "Known",
+    "Progress",
+    "Split",
+    "Unlabelled",
+    "catalog",
+    "default_roots",
+    "draw_overlap",
+    "draw_phantoms",
+    "fetch",
+    "few_shot_draw",
+    "file_name",
+    "find_file",
+    "is_phantom",
+    "known",
+    "load_dataset",
+    "load_unlabelled",
+    "parse_task",
+    "stratified_subset",
+    "take_subset",
+    "uniform_subset",
+    "write_phantoms",
+]

@@ -1,0 +1,141 @@
+"""What is known about the twelve 2D MedMNIST sets, and the words for tasks."""
+
+import ast
+import difflib
+import functools
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.errors import UsageError
+
+TASKS = ("binary-class", "multi-class", "multi-label, binary-class", "ordinal-regression")
+SIZES = (28, 64, 128, 224)
+
+_SHORT_TASKS = {"binary": TASKS[0], "multi-class": TASKS[1], "multi-label": TASKS[2], "ordinal": TASKS[3]}
+
+# "Data modality" of Table 1 in Yang et al., "MedMNIST v2", Scientific Data 10, 41 (2023).
+_MODALITY = {
+    "pathmnist": "Colon pathology",
+    "chestmnist": "Chest X-ray",
+    "dermamnist": "Dermatoscope",
+    "octmnist": "Retinal OCT",
+    "pneumoniamnist": "Chest X-ray",
+    "retinamnist": "Fundus camera",
+    "breastmnist": "Breast ultrasound",
+    "bloodmnist": "Blood cell microscope",
+    "tissuemnist": "Kidney cortex microscope",
+    "organamnist": "Abdominal CT",
+    "organcmnist": "Abdominal CT",
+    "organsmnist": "Abdominal CT",
+}
+
+
+@dataclass(frozen=True)
+class Known:
+    """A published MedMNIST set.
+
+    ``labels`` maps "0", "1", … to class names; ``channels`` is 1 or 3; ``urls`` and ``md5`` are keyed by
+    image size in pixels (28, 64, 128, 224).
+    """
+
+    name: str
+    title: str
+    task: str
+    labels: Mapping[str, str]
+    channels: int
+    licence: str
+    modality: str
+    urls: Mapping[int, str]
+    md5: Mapping[int, str]
+
+
+@functools.cache
+def _info() -> dict[str, dict[str, Any]]:
+    # medmnist's table is read, not imported: importing the package loads torch, pandas and scikit-learn
+    # and creates ~/.medmnist. The table is a plain literal.
+    spec = importlib.util.find_spec("medmnist")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("the medmnist package is not installed")
+    source = Path(spec.submodule_search_locations[0], "info.py").read_text(encoding="utf-8")
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "INFO":
+            table: dict[str, dict[str, Any]] = ast.literal_eval(node.value)
+            return table
+    raise ImportError("medmnist/info.py holds no INFO table; install the locked medmnist version")
+
+
+@functools.cache
+def catalog() -> Mapping[str, Known]:
+    """Return the twelve 2D MedMNIST sets by flag (``pathmnist`` … ``organsmnist``)."""
+    known: dict[str, Known] = {}
+    for name, modality in _MODALITY.items():
+        info = _info()[name]
+        suffix = {size: "" if size == 28 else f"_{size}" for size in SIZES}
+        known[name] = Known(
+            name=name,
+            title=info["python_class"],
+            task=info["task"],
+            labels=dict(info["label"]),
+            channels=info["n_channels"],
+            licence=info["license"],
+            modality=modality,
+            urls={size: info[f"url{tail}"] for size, tail in suffix.items()},
+            md5={size: info[f"MD5{tail}"] for size, tail in suffix.items()},
+        )
+    return known
+
+
+def known(name: str) -> Known:
+    """Return the published set called ``name``; raise UsageError that names the nearest one."""
+    sets = catalog()
+    if name in sets:
+        return sets[name]
+    if name in _info():
+        raise UsageError(f"{name} is a 3D set; choose one of the 2D sets: {', '.join(sets)}")
+    near = difflib.get_close_matches(name, sets, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the 2D sets are {', '.join(sets)}"
+    raise UsageError(f"unknown MedMNIST dataset '{name}'; {hint}")
+
+
+def base_of(name: str) -> tuple[Known | None, str]:
+    """Split ``dermamnist_reconstructed`` into (the published dermamnist, "reconstructed").
+
+    The suffix is "" for a published name; an unknown name gives (None, ""). A 3D set raises UsageError.
+    """
+    base, _, suffix = name.partition("_")
+    if base in _info() and base not in catalog():
+        known(base)
+    return (catalog()[base], suffix) if base in catalog() else (None, "")
+
+
+def parse_task(text: str) -> str:
+    """Return the full task name for ``text``, also from its short form (binary, ordinal, …)."""
+    task = _SHORT_TASKS.get(text, text)
+    if task not in TASKS:
+        raise UsageError(f"unknown task '{text}'; choose one of {', '.join(_SHORT_TASKS)}")
+    return task
+
+
+def title_of(name: str, *, synthetic: bool) -> str:
+    """Return the name to print: "DermaMNIST", "DermaMNIST (reconstructed)", "DermaMNIST (SYNTHETIC)"."""
+    base, suffix = base_of(name)
+    title = base.title if base else name
+    notes = [note for note in (suffix.replace("_", " "), "SYNTHETIC" if synthetic else "") if note]
+    return f"{title} ({', '.join(notes)})" if notes else title
+
+
+def licence_of(name: str, *, synthetic: bool) -> str:
+    """Return the licence of the set that ``name`` is or derives from, or "not stated"."""
+    base, _ = base_of(name)
+    if synthetic:
+        return "none needed (generated)"
+    return base.licence if base else "not stated"
+
+
+def modality_of(name: str) -> str:
+    """Return the imaging modality, or "not stated"."""
+    base, _ = base_of(name)
+    return base.modality if base else "not stated"

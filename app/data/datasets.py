@@ -1,0 +1,311 @@
+"""Labelled data: any .npz in MedMNIST's layout, checked in full, as numpy arrays."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.data.catalog import Known, base_of, licence_of, modality_of, parse_task, title_of
+from app.data.files import MMAP_ABOVE, Images, NpzReader, cached_images, digest_of, open_npz
+from app.data.subsets import stratified_subset
+from app.errors import InputError, UsageError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split. ``images``: uint8 (N, H, W) or (N, H, W, 3), 0-255. ``labels``: int64 (N, L).
+
+    L is 1 except for multi-label data, where each column is 0 or 1. ``images`` may be memory-mapped.
+    """
+
+    images: Images
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A labelled dataset with its train, val and test splits.
+
+    ``task`` is one of ``TASKS``; ``labels`` maps "0", "1", … to class names; ``channels`` is 1 or 3;
+    ``sha256`` is that of the file's bytes (before any subset); ``source`` is the path as given.
+    """
+
+    name: str
+    title: str
+    size: int
+    task: str
+    labels: dict[str, str]
+    channels: int
+    splits: dict[str, Split]
+    sha256: str
+    source: str
+    licence: str
+    modality: str
+    synthetic: bool
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes (of labels, for multi-label data)."""
+        return len(self.labels)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names in the order of their numbers."""
+        return [self.labels[str(index)] for index in range(self.n_classes)]
+
+    @property
+    def train(self) -> Split:
+        """The training split."""
+        return self.splits["train"]
+
+    @property
+    def val(self) -> Split:
+        """The validation split."""
+        return self.splits["val"]
+
+    @property
+    def test(self) -> Split:
+        """The test split."""
+        return self.splits["test"]
+
+    def class_counts(self, split: str) -> list[int]:
+        """Return the number of images per class in ``split`` (multi-label: of positives per label)."""
+        return _class_counts(self.splits[split].labels, self.n_classes)
+
+    def describe(self, role: str) -> dict[str, Any]:
+        """Return the JSON-ready entry for the run's record; ``role`` is "pretrain" or "downstream"."""
+        return {
+            "sha256": self.sha256,
+            "size": self.size,
+            "task": self.task,
+            "labels": dict(self.labels),
+            "channels": self.channels,
+            "splits": {name: len(split) for name, split in self.splits.items()},
+            "class_counts": {name: self.class_counts(name) for name in self.splits},
+            "licence": self.licence,
+            "source": self.source,
+            "title": self.title,
+            "modality": self.modality,
+            "role": role,
+        }
+
+
+def load_dataset(
+    name: str,
+    *,
+    path: Path,
+    size: int = 28,
+    task: str | None = None,
+    subset: int | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
+    mmap_above: int = MMAP_ABOVE,
+) -> Dataset:
+    """Load ``path``, an .npz with {train,val,test}_{images,labels}, as dataset ``name``.
+
+    A MedMNIST name, also with a suffix (``dermamnist_reconstructed``), takes task and class names from
+    MedMNIST's own table. Other names need ``task`` (short forms are accepted) or have it inferred: one column
+    of 0/1 is binary, one column with more classes is multi-class, several 0/1 columns are multi-label.
+    ``subset`` keeps at most that many images per split, stratified and seeded by ``seed``. With ``cache``,
+    images of more than ``mmap_above`` bytes are memory-mapped from there.
+
+    Raises InputError for a missing, damaged or ill-shaped file, UsageError for a wrong task or no permission.
+    """
+    path = Path(path)
+    base, _ = base_of(name)
+    asked = None if task is None else parse_task(task)
+    if base is not None and asked not in (None, base.task):
+        raise UsageError(f"{name} is '{base.task}', not '{asked}'; leave the task out or rename the data")
+    with open_npz(path) as npz:
+        labels = {split: _read_labels(npz, split) for split in SPLITS}
+        shapes = {split: image_shape(npz, f"{split}_images", size) for split in SPLITS}
+        channels = _check_shapes(path, shapes, labels, base)
+        resolved, names = _resolve_task(name, path, labels, asked, base)
+        synthetic = npz.flag("synthetic")
+        sha256 = digest_of(path)
+        mapped = cache if sum(map(_nbytes, shapes.values())) > mmap_above else None
+        splits = {
+            split: Split(read_images(npz, [f"{split}_images"], shapes[split], sha256, mapped), labels[split])
+            for split in SPLITS
+        }
+    dataset = Dataset(
+        name=name,
+        title=title_of(name, synthetic=synthetic),
+        size=size,
+        task=resolved,
+        labels=names,
+        channels=channels,
+        splits=splits,
+        sha256=sha256,
+        source=str(path),
+        licence=licence_of(name, synthetic=synthetic),
+        modality=modality_of(name),
+        synthetic=synthetic,
+    )
+    return dataset if subset is None else take_subset(dataset, subset, seed=seed)
+
+
+def take_subset(dataset: Dataset, n: int, *, seed: int = 0) -> Dataset:
+    """Return ``dataset`` with at most ``n`` images per split, stratified and seeded."""
+    splits = {}
+    for stream, (name, split) in enumerate(dataset.splits.items()):
+        chosen = stratified_subset(split.labels, n, seed=seed, stream=stream)
+        splits[name] = Split(np.asarray(split.images[chosen]), split.labels[chosen])
+    return replace(dataset, splits=splits)
+
+
+def find_file(name: str, size: int, roots: Sequence[Path]) -> Path | None:
+    """Return the first ``<name>_<size>.npz`` (or ``<name>.npz`` for size 28) in ``roots``, in their order."""
+    names = [f"{name}.npz", f"{name}_{size}.npz"] if size == 28 else [f"{name}_{size}.npz"]
+    return next((root / file for root in roots for file in names if (root / file).is_file()), None)
+
+
+def default_roots(data_root: Path | None = None) -> list[Path]:
+    """Return where files are looked for: ``data_root``, $MEDMNIST_ROOT, ~/.medmnist (those that are set)."""
+    roots = [data_root] if data_root is not None else []
+    if environment := os.environ.get("MEDMNIST_ROOT"):
+        roots.append(Path(environment))
+    return [*roots, Path.home() / ".medmnist"]
+
+
+def read_images(
+    npz: NpzReader, keys: Sequence[str], shape: tuple[int, ...], sha256: str, cache: Path | None
+) -> Images:
+    """Return the arrays ``keys`` joined along the first axis as ``shape``; memory-mapped with ``cache``."""
+    if cache is not None:
+        return cached_images(
+            cache, f"{sha256}-{'-'.join(keys)}", shape, lambda: (c for key in keys for c in npz.chunks(key))
+        )
+    arrays = [npz.read(key) for key in keys]
+    images: Images = (arrays[0] if len(arrays) == 1 else np.concatenate(arrays)).reshape(shape)
+    return images
+
+
+def image_shape(npz: NpzReader, key: str, size: int) -> tuple[int, ...]:
+    """Return (N, size, size) or (N, size, size, 3) of array ``key``; a last axis of length 1 is dropped.
+
+    Raises InputError for another shape, dtype or size, or no images at all.
+    """
+    header = npz.header(key)
+    shape = header.shape
+    if header.dtype != np.uint8:
+        raise InputError(f"{npz.path}: {key} is {header.dtype}; scale it to 0-255 and save it as uint8")
+    if len(shape) == 4 and shape[3] == 1:
+        shape = shape[:3]
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] != 3):
+        raise InputError(f"{npz.path}: {key} has shape {header.shape}; save it as (N, H, W) or (N, H, W, 3)")
+    if shape[0] == 0:
+        raise InputError(f"{npz.path}: {key} is empty; every split needs images")
+    if shape[1:3] != (size, size):
+        raise InputError(
+            f"{npz.path}: {key} is {shape[1]}x{shape[2]}, but size {size} was asked for; "
+            f"give the {size}x{size} file or ask for its size"
+        )
+    return shape
+
+
+def _read_labels(npz: NpzReader, split: str) -> NDArray[np.int64]:
+    key = f"{split}_labels"
+    header = npz.header(key)
+    if header.dtype.kind not in "iub":
+        raise InputError(f"{npz.path}: {key} is {header.dtype}; save the labels as whole numbers (int64)")
+    labels = npz.read(key)
+    if labels.ndim == 1:
+        labels = labels[:, None]
+    if labels.ndim != 2 or labels.shape[1] == 0:
+        raise InputError(f"{npz.path}: {key} has shape {header.shape}; save it as (N,) or (N, L)")
+    return labels.astype(np.int64)
+
+
+def _check_shapes(
+    path: Path, shapes: dict[str, tuple[int, ...]], labels: dict[str, NDArray[np.int64]], base: Known | None
+) -> int:
+    """Check what the splits must agree on; return the number of channels."""
+    for split in SPLITS:
+        if len(labels[split]) != shapes[split][0]:
+            raise InputError(
+                f"{path}: {split}_images has {shapes[split][0]} images but {split}_labels has "
+                f"{len(labels[split])} labels; they must match one to one"
+            )
+        if len(shapes[split]) != len(shapes["train"]):
+            raise InputError(
+                f"{path}: {split}_images differs from train_images in channels; save all gray or all RGB"
+            )
+        if labels[split].shape[1] != labels["train"].shape[1]:
+            raise InputError(
+                f"{path}: {split}_labels has {labels[split].shape[1]} columns but train_labels has "
+                f"{labels['train'].shape[1]}; they must match"
+            )
+    channels = 3 if len(shapes["train"]) == 4 else 1
+    if base is not None and channels != base.channels:
+        raise InputError(
+            f"{path}: has {channels}-channel images, but {base.name} has {base.channels}; "
+            "this is another file: give it another name, or the right file"
+        )
+    return channels
+
+
+def _resolve_task(
+    name: str, path: Path, labels: dict[str, NDArray[np.int64]], asked: str | None, base: Known | None
+) -> tuple[str, dict[str, str]]:
+    """Return the task and the class names, having checked every label against them."""
+    columns = labels["train"].shape[1]
+    if base is not None:
+        task, names = base.task, dict(base.labels)
+    else:
+        task = asked or _infer_task(name, path, labels["train"])
+        if task == "multi-label, binary-class":
+            names = {str(index): f"label {index}" for index in range(columns)}
+        else:
+            count = 2 if task == "binary-class" else int(labels["train"].max()) + 1
+            if count > len(labels["train"]):
+                raise InputError(f"{path}: train_labels goes up to {count - 1}; number the classes 0, 1, 2 …")
+            names = {str(index): f"class {index}" for index in range(count)}
+    multi_label = task == "multi-label, binary-class"
+    if columns != (len(names) if multi_label else 1):
+        need = f"{len(names)} columns of 0/1" if multi_label else "one column"
+        raise InputError(f"{path}: train_labels has {columns} columns, but '{task}' needs {need}")
+    if len(names) < 2 and not multi_label:
+        raise InputError(f"{path}: train_labels has a single class; two or more are needed to learn anything")
+    top = 1 if multi_label else len(names) - 1
+    for split, values in labels.items():
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > top:
+            wrong = low if low < 0 else high
+            raise InputError(
+                f"{path}: {split}_labels holds {wrong}, but '{task}' needs 0..{top} here; "
+                "check the labels, or give the right task"
+            )
+    return task, names
+
+
+def _infer_task(name: str, path: Path, train: NDArray[np.int64]) -> str:
+    values = np.unique(train)
+    if train.shape[1] > 1 and set(values) <= {0, 1}:
+        return "multi-label, binary-class"
+    if train.shape[1] == 1 and len(values) >= 2 and np.array_equal(values, np.arange(len(values))):
+        return "binary-class" if len(values) == 2 else "multi-class"
+    raise InputError(
+        f"{path}: the task of '{name}' cannot be told from train_labels ({train.shape[1]} columns, "
+        f"{len(values)} values in {int(values[0])}..{int(values[-1])}); write {name}={path}:TASK with TASK "
+        "one of binary, multi-class, multi-label, ordinal"
+    )
+
+
+def _class_counts(labels: NDArray[np.int64], n_classes: int) -> list[int]:
+    if labels.shape[1] > 1:
+        return [int(count) for count in labels.sum(axis=0)]
+    return [int(count) for count in np.bincount(labels[:, 0], minlength=n_classes)]
+
+
+def _nbytes(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))

@@ -1,0 +1,226 @@
+"""Reading .npz archives strictly, hashing, atomic writing, and the memory-mapped cache.
+
+Every failure becomes one line with the file, what is wrong with it and what to do.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import AppError, InputError, StorageError, UsageError
+
+Images = NDArray[np.uint8]
+
+MMAP_ABOVE = 256 * 2**20
+_CHUNK = 2**20
+
+
+def one_line(error: BaseException) -> str:
+    """Return the text of ``error`` on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def file_error(error: OSError, path: Path, doing: str) -> AppError:
+    """Translate an operating system error met while ``doing`` ("reading", "writing") ``path``."""
+    reason = error.strerror or one_line(error)
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return InputError(f"{path}: no such file; check the path, or run `data fetch`")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UsageError(f"{path}: {reason} while {doing}; change the permissions or the place")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"{path}: the disk is full; free some space and run the same command again")
+    if error.errno == errno.EISDIR:
+        return InputError(f"{path}: is a folder, but a file is needed here")
+    return StorageError(f"{path}: {reason} while {doing}; check the disk and run the same command again")
+
+
+def digest_of(path: Path, algorithm: str = "sha256") -> str:
+    """Return the hex digest of the bytes of ``path`` ("sha256" or "md5")."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise file_error(error, path, "reading") from error
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside ``path``; on success flush it to disk and rename it to ``path``.
+
+    A reader sees the old file or the whole new one; a failure leaves nothing behind.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise file_error(error, path, "writing") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@dataclass(frozen=True)
+class Header:
+    """Shape and dtype of one array of an archive, known without reading its data."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran_order: bool
+
+
+class NpzReader:
+    """An open .npz archive: headers are cheap, data is read on request and checked against its CRC."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+        self.path = path
+        self._archive = archive
+        self.keys = [name.removesuffix(".npy") for name in archive.namelist()]
+
+    def header(self, key: str) -> Header:
+        """Return shape and dtype of array ``key``; InputError if it is missing, pickled or damaged."""
+        with self._member(key) as (member, header):
+            del member
+            return header
+
+    def read(self, key: str) -> NDArray[Any]:
+        """Return array ``key`` in memory, C-contiguous."""
+        with self._member(key) as (member, header):
+            data = np.empty(header.shape, header.dtype, order="F" if header.fortran_order else "C")
+            flat = data.reshape(-1, order="A").view(np.uint8) if data.size else np.empty(0, np.uint8)
+            done = 0
+            while done < flat.nbytes:
+                chunk = member.read(min(_CHUNK, flat.nbytes - done))
+                if not chunk:
+                    raise EOFError(f"{key} ends after {done} of {flat.nbytes} bytes")
+                flat[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
+                done += len(chunk)
+            member.read(1)  # zipfile compares the CRC only when it meets the end
+            return np.ascontiguousarray(data) if data.ndim else data
+
+    def chunks(self, key: str) -> Iterator[bytes]:
+        """Yield the raw C-order bytes of array ``key`` without holding it in memory."""
+        if self.header(key).fortran_order:
+            yield self.read(key).tobytes()
+            return
+        with self._member(key) as (member, _):
+            while chunk := member.read(_CHUNK):
+                yield chunk
+
+    def flag(self, key: str) -> bool:
+        """Return whether the archive has a scalar ``key`` that is true."""
+        return key in self.keys and bool(np.all(self.read(key)))
+
+    @contextlib.contextmanager
+    def _member(self, key: str) -> Iterator[tuple[IO[bytes], Header]]:
+        if key not in self.keys:
+            have = ", ".join(self.keys) or "nothing"
+            raise InputError(f"{self.path}: has no array '{key}' (it has {have}); save it under this name")
+        with _reading(self.path), self._archive.open(f"{key}.npy") as member:
+            version = np.lib.format.read_magic(member)
+            if version == (1, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
+            elif version == (2, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_2_0(member)
+            else:
+                raise ValueError(f"array '{key}' is in .npy format version {version}")
+            if dtype.hasobject:
+                raise InputError(
+                    f"{self.path}: array '{key}' holds pickled Python objects, which are never loaded; "
+                    "save plain numbers"
+                )
+            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            if member.tell() + size != self._archive.getinfo(f"{key}.npy").file_size:
+                raise ValueError(f"array '{key}' does not have the length that its header says")
+            yield member, Header(tuple(shape), dtype, fortran)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise file_error(error, path, "reading") from error
+    except (zipfile.BadZipFile, EOFError, zlib.error, ValueError, KeyError, NotImplementedError) as error:
+        raise InputError(
+            f"{path}: truncated, damaged or no .npz ({one_line(error)}); copy or fetch it again"
+        ) from error
+    except RuntimeError as error:  # zipfile's word for an encrypted member
+        raise InputError(f"{path}: {one_line(error)}; save it without encryption") from error
+
+
+@contextlib.contextmanager
+def open_npz(path: Path) -> Iterator[NpzReader]:
+    """Open ``path`` for reading; InputError if it is missing or no .npz, UsageError without permission."""
+    with contextlib.ExitStack() as stack:
+        with _reading(path):
+            reader = NpzReader(path, stack.enter_context(zipfile.ZipFile(path)))
+        yield reader
+
+
+def cached_images(
+    cache: Path, key: str, shape: tuple[int, ...], produce: Callable[[], Iterable[bytes]]
+) -> Images:
+    """Return ``cache/<key>.npy`` memory-mapped (read-only uint8 of ``shape``), writing it first if absent.
+
+    ``key`` holds the SHA-256 of the source, so a changed source never meets an old cache; a damaged cache
+    file is written anew. ``produce`` yields the C-order bytes.
+    """
+    if (images := open_cache(cache, key, shape)) is not None:
+        return images
+    path = cache / f"{key}.npy"
+    with atomic_write(path) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for chunk in produce():
+            file.write(chunk)
+    images = open_cache(cache, key, shape)
+    if images is None:
+        raise StorageError(f"{path}: the cache that was just written cannot be read; check the disk")
+    return images
+
+
+def open_cache(cache: Path, key: str, shape: tuple[int, ...]) -> Images | None:
+    """Return ``cache/<key>.npy`` memory-mapped, or None if absent, damaged or not uint8 of ``shape``."""
+    path = cache / f"{key}.npy"
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (ValueError, EOFError):  # truncated or foreign: rebuilt by the caller
+        return None
+    except OSError as error:
+        raise file_error(error, path, "reading") from error
+    if images.dtype != np.uint8 or images.shape != shape:
+        return None
+    return images  # type: ignore[no-any-return]

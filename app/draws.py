@@ -1,0 +1,51 @@
+"""Random draws keyed by what they are for, so that a resumed run replays them."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """Make a CPU generator from a key such as ``("views", seed, step)``.
+
+    Equal keys give equal draws on every machine; different keys give independent streams (the seed is 64
+    bits of the SHA-256 of the key).
+    """
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def epoch_order(count: int, *key: int | str) -> Tensor:
+    """Return a permutation of ``range(count)``, int64, drawn from ``key``."""
+    return torch.randperm(count, generator=generator("order", *key))
+
+
+def batch_at(step: int, *, count: int, batch_size: int, seed: int) -> Tensor:
+    """Indices of the images of one micro-batch of pretraining: a pure function of the step.
+
+    Every epoch visits a fresh permutation and leaves out the last incomplete batch, whose size BatchNorm
+    would feel.
+
+    Args:
+        step: micro-batch number since the start of the run.
+        count: number of images.
+        batch_size: images in a micro-batch, at most ``count``.
+        seed: the run's seed.
+
+    Returns:
+        Indices, (``batch_size``,), int64.
+    """
+    per_epoch = count // batch_size
+    epoch, position = divmod(step, per_epoch)
+    order = epoch_order(count, "pretrain", seed, epoch)
+    return order[position * batch_size : (position + 1) * batch_size]
+
+
+def numpy_generator(*key: int | str) -> np.random.Generator:
+    """Return the NumPy counterpart of ``generator``."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))

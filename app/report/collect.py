@@ -1,0 +1,425 @@
+"""Read everything that a run left in the store, and name what is not there."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from app.errors import InputError
+from app.storage import MissingObject, Store
+
+Scores = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+# The order of tables and figures; what is not named here comes after, by name.
+METHOD_ORDER = ("random", "imagenet", "byol", "byol_plus")
+PROTOCOL_ORDER = ("finetune", "linear_probe", "few_shot", "few_shot_frozen")
+
+
+def _nan_if_null(value: object) -> object:
+    return math.nan if value is None else value
+
+
+Number = Annotated[float, BeforeValidator(_nan_if_null)]  # JSON writes NaN as null, or as NaN
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=True)
+
+
+class FileEntry(_Model):
+    """Size in bytes and SHA-256 of a file beside a record."""
+
+    size: int
+    sha256: str
+
+
+class PlannedJob(_Model):
+    """One job of the plan."""
+
+    key: str
+    needs: str | None = None
+
+
+class Plan(_Model):
+    """The jobs that the run was to do."""
+
+    pretrain: tuple[PlannedJob, ...] = ()
+    downstream: tuple[PlannedJob, ...] = ()
+
+
+class DatasetInfo(_Model):
+    """What the report says about a dataset; ``class_counts[split]`` has one count per class or label."""
+
+    sha256: str
+    size: int
+    task: str
+    labels: Mapping[str, str]
+    channels: int
+    splits: Mapping[str, int]
+    class_counts: Mapping[str, tuple[int, ...]] = {}
+    licence: str
+    source: str = ""
+    title: str
+    modality: str = ""
+    role: str = "downstream"
+
+
+class Experiment(_Model):
+    """``experiment.json``: what was to be done, with which settings, on which data."""
+
+    version: Literal[1]
+    run_id: str
+    preset: str
+    synthetic: bool
+    config: Mapping[str, Any]
+    plan: Plan
+    data: Mapping[str, DatasetInfo]
+    created: str
+
+
+class _Record(_Model):
+    version: Literal[1]
+    run_id: str
+    key: str
+    method: str
+    seed: int
+    synthetic: bool
+    environment: Mapping[str, Any] = {}
+    timings: Mapping[str, Number] = {}
+    files: Mapping[str, FileEntry] = {}
+    finished: str = ""
+
+
+class PretrainRecord(_Record):
+    """``record.json`` of one pretraining job."""
+
+    kind: Literal["pretrain"]
+    metrics: Mapping[str, Number] = {}
+    steps: int = 0
+    epochs: float = 0
+
+
+class Draw(_Model):
+    """One few-shot draw: its number and its test metrics."""
+
+    draw: int
+    metrics: Mapping[str, Number]
+
+
+class DownstreamRecord(_Record):
+    """``record.json`` of one downstream job; ``metrics`` are of the test split (few-shot: mean of draws)."""
+
+    kind: Literal["downstream"]
+    dataset: str
+    init: str
+    protocol: str
+    task: str
+    labels: Mapping[str, str]
+    metrics: Mapping[str, Number]
+    validation: Mapping[str, Number] = {}
+    confusion_matrix: tuple[tuple[int, ...], ...] | None = None
+    per_class_auroc: tuple[Number, ...] = ()
+    best_epoch: int | None = None
+    draws: tuple[Draw, ...] = ()
+    draw_overlap: float | None = None
+
+
+@dataclass(frozen=True)
+class PretrainRun:
+    """A finished pretraining job and its curves: one mapping for each line of ``curves.jsonl``."""
+
+    record: PretrainRecord
+    curves: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished downstream job with its test scores, each of shape (N, C).
+
+    ``chosen`` belongs to the saved model and ``draws`` to every few-shot draw (otherwise it holds
+    ``chosen`` alone). What is missing or damaged stays empty, and ``Study.missing`` says so.
+    """
+
+    record: DownstreamRecord
+    chosen: Scores | None = field(repr=False, default=None)
+    draws: tuple[Scores, ...] = field(repr=False, default=())
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something that the plan or a record promises and the store does not hold whole."""
+
+    kind: Literal["pretrain", "downstream", "data"]
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.key}: {self.reason}"
+
+
+CellKey = tuple[str, str, str]  # dataset, protocol, method
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that a run left behind, read and checked.
+
+    ``cells`` maps (dataset, protocol, method) to the finished jobs ordered by seed; ``planned`` maps it to
+    the seeds that the plan names (so a cell may be planned and empty).  ``test_labels`` has shape (N, L)
+    for each dataset.
+    """
+
+    experiment: Experiment
+    pretraining: tuple[PretrainRun, ...]
+    cells: Mapping[CellKey, tuple[Result, ...]]
+    planned: Mapping[CellKey, tuple[int, ...]]
+    test_labels: Mapping[str, Labels]
+    samples: Mapping[str, bytes]
+    missing: tuple[Missing, ...]
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Datasets with downstream cells, planned or done, in the order of the experiment."""
+        named = {dataset for dataset, _, _ in (*self.cells, *self.planned)}
+        known = [name for name in self.experiment.data if name in named]
+        return (*known, *sorted(named.difference(known)))
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Methods with downstream cells, planned or done."""
+        return in_order({method for _, _, method in (*self.cells, *self.planned)}, METHOD_ORDER)
+
+    def protocols(self, dataset: str) -> tuple[str, ...]:
+        """Protocols of a dataset, planned or done."""
+        return in_order({p for d, p, _ in (*self.cells, *self.planned) if d == dataset}, PROTOCOL_ORDER)
+
+    def title(self, dataset: str) -> str:
+        """Display name of a dataset."""
+        info = self.experiment.data.get(dataset)
+        return info.title if info else dataset
+
+
+def in_order(names: Iterable[str], order: tuple[str, ...]) -> tuple[str, ...]:
+    """Sort names by ``order``, unknown ones last by name."""
+    return tuple(sorted(names, key=lambda n: (order.index(n) if n in order else len(order), n)))
+
+
+def method_of(init: str) -> str:
+    """Method of an initialisation: ``byol_plus-s0`` -> ``byol_plus``, others unchanged."""
+    return re.sub(r"-s\d+$", "", init)
+
+
+# --- reading one object -----------------------------------------------------------------------------
+
+
+class _Damaged(Exception):
+    """An object is there but cannot be used; the message says why, in a few words."""
+
+
+_M = TypeVar("_M", bound=BaseModel)
+
+
+def _parse(model: type[_M], data: bytes) -> _M:
+    try:
+        return model.model_validate(json.loads(data))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "record"
+        raise _Damaged(f"damaged record ({where}: {first['msg']})") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise _Damaged("damaged record (not JSON)") from error
+
+
+def _read_listed(store: Store, folder: str, name: str, record: _Record) -> bytes:
+    """Read a file that a record lists, and compare it with the SHA-256 there."""
+    entry = record.files.get(name)
+    if entry is None:
+        raise _Damaged(f"the record lists no {name}")
+    try:
+        data = store.read(f"{folder}/{name}")
+    except MissingObject as error:
+        raise _Damaged(f"{name} is missing") from error
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise _Damaged(f"{name} is damaged (SHA-256 differs from the record)")
+    return data
+
+
+def parse_predictions(data: bytes) -> Scores:
+    """Read MedMNIST's evaluator CSV (``index,score,score,…``, no header) -> scores (N, C) by ascending index.
+
+    Raises:
+        ValueError: not numbers, rows of different lengths, no rows, or indices that are not 0 … N-1.
+    """
+    table = np.loadtxt(io.BytesIO(data), delimiter=",", dtype=np.float64, ndmin=2)
+    if table.size == 0 or table.shape[1] < 2:
+        raise ValueError("no scores")
+    order = np.argsort(table[:, 0], kind="stable")
+    if not np.array_equal(table[order, 0], np.arange(len(table))):
+        raise ValueError("indices are not 0 to N-1")
+    return np.ascontiguousarray(table[order, 1:])
+
+
+def _predictions(store: Store, folder: str, name: str, record: DownstreamRecord, labels: Labels | None) -> Scores:
+    try:
+        scores = parse_predictions(_read_listed(store, folder, name, record))
+    except ValueError as error:
+        raise _Damaged(f"{name} is damaged ({error})") from error
+    if labels is not None and len(scores) != len(labels):
+        raise _Damaged(f"{name} has {len(scores)} rows for {len(labels)} test images")
+    return scores
+
+
+def _curves(store: Store, folder: str, record: PretrainRecord) -> tuple[Mapping[str, float], ...]:
+    lines = _read_listed(store, folder, "curves.jsonl", record).splitlines()
+    try:
+        points = [json.loads(line) for line in lines if line.strip()]
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _Damaged("curves.jsonl is damaged (not JSON lines)") from error
+    return tuple(
+        {k: float(v) for k, v in point.items() if isinstance(v, int | float)}
+        for point in points
+        if isinstance(point, dict)
+    )
+
+
+# --- the whole run ----------------------------------------------------------------------------------
+
+
+def collect(store: Store, run_id: str) -> Study:
+    """Read a run's experiment, records, curves, predictions, test labels and sample pictures.
+
+    A record that is absent or damaged is named in ``Study.missing``; so are files that a record promises.
+    Records outside the plan are read too.
+
+    Raises:
+        InputError: there is no ``experiment.json``, or it is damaged.
+        StorageError: the store cannot be reached.
+    """
+    root = f"runs/{run_id}"
+    try:
+        experiment = _parse(Experiment, store.read(f"{root}/experiment.json"))
+    except MissingObject as error:
+        raise InputError(f"no run {run_id!r} in {store.uri}; `plan` makes one, `ls` lists them") from error
+    except _Damaged as error:
+        raise InputError(f"{root}/experiment.json in {store.uri}: {error}; run `plan` again") from error
+    missing: list[Missing] = []
+    labels = _test_labels(store, root, experiment, missing)
+    cells = _downstream(store, root, experiment, labels, missing)
+    return Study(
+        experiment=experiment,
+        pretraining=_pretraining(store, root, experiment, missing),
+        cells=cells,
+        planned=_planned_cells(experiment.plan),
+        test_labels=labels,
+        samples=_samples(store, root, experiment),
+        missing=tuple(missing),
+    )
+
+
+def _keys(store: Store, root: str, kind: str, planned: tuple[PlannedJob, ...]) -> list[tuple[str, bool]]:
+    """Job keys with whether a record is there: the plan's first, then any others found."""
+    folder, suffix = f"{root}/{kind}", "/record.json"
+    records = (key for key in store.list(folder) if key.endswith(suffix))
+    found = {key.removeprefix(f"{folder}/").removesuffix(suffix) for key in records}
+    names = [job.key for job in planned]
+    return [(key, key in found) for key in (*names, *sorted(found.difference(names)))]
+
+
+def _pretraining(store: Store, root: str, experiment: Experiment, missing: list[Missing]) -> tuple[PretrainRun, ...]:
+    runs = []
+    for key, found in _keys(store, root, "pretrain", experiment.plan.pretrain):
+        folder = f"{root}/pretrain/{key}"
+        if not found:
+            missing.append(Missing("pretrain", key, "no record"))
+            continue
+        try:
+            record = _parse(PretrainRecord, store.read(f"{folder}/record.json"))
+        except (_Damaged, MissingObject) as error:
+            missing.append(Missing("pretrain", key, str(error)))
+            continue
+        curves: tuple[Mapping[str, float], ...] = ()
+        try:
+            curves = _curves(store, folder, record)
+        except _Damaged as error:
+            missing.append(Missing("pretrain", key, str(error)))
+        runs.append(PretrainRun(record, curves))
+    return tuple(sorted(runs, key=lambda run: (run.record.method, run.record.seed, run.record.key)))
+
+
+def _downstream(
+    store: Store, root: str, experiment: Experiment, labels: Mapping[str, Labels], missing: list[Missing]
+) -> dict[CellKey, tuple[Result, ...]]:
+    cells: dict[CellKey, list[Result]] = {}
+    for key, found in _keys(store, root, "downstream", experiment.plan.downstream):
+        folder = f"{root}/downstream/{key}"
+        if not found:
+            missing.append(Missing("downstream", key, "no record"))
+            continue
+        try:
+            record = _parse(DownstreamRecord, store.read(f"{folder}/record.json"))
+        except (_Damaged, MissingObject) as error:
+            missing.append(Missing("downstream", key, str(error)))
+            continue
+        result = Result(record)
+        truth = labels.get(record.dataset)
+        try:
+            chosen = _predictions(store, folder, "predictions.csv", record, truth)
+            result = Result(record, chosen, () if record.draws else (chosen,))
+            names = [f"draws/{draw.draw}/predictions.csv" for draw in record.draws]
+            if names:
+                draws = tuple(_predictions(store, folder, name, record, truth) for name in names)
+                result = Result(record, chosen, draws)
+        except _Damaged as error:
+            missing.append(Missing("downstream", key, f"{error}; its metrics are shown all the same"))
+        cells.setdefault((record.dataset, record.protocol, record.method), []).append(result)
+    return {key: tuple(sorted(results, key=lambda r: (r.record.seed, r.record.key))) for key, results in cells.items()}
+
+
+def _planned_cells(plan: Plan) -> dict[CellKey, tuple[int, ...]]:
+    """Seeds of each cell, from keys ``<dataset>/<init>/<protocol>/s<seed>``."""
+    planned: dict[CellKey, list[int]] = {}
+    for job in plan.downstream:
+        match = re.fullmatch(r"([^/]+)/([^/]+)/([^/]+)/s(\d+)", job.key)
+        if match:
+            dataset, init, protocol, seed = match.groups()
+            planned.setdefault((dataset, protocol, method_of(init)), []).append(int(seed))
+    return {key: tuple(sorted(seeds)) for key, seeds in planned.items()}
+
+
+def _test_labels(store: Store, root: str, experiment: Experiment, missing: list[Missing]) -> dict[str, Labels]:
+    labels: dict[str, Labels] = {}
+    wanted = {job.key.split("/")[0] for job in experiment.plan.downstream}
+    for name in experiment.data:
+        if name not in wanted:
+            continue
+        key = f"samples/{name}_test_labels.json"
+        try:
+            values = np.asarray(json.loads(store.read(f"{root}/{key}"))["labels"], dtype=np.int64)
+        except MissingObject:
+            missing.append(Missing("data", key, "not there; no interval over test images, no ROC curve"))
+            continue
+        except (ValueError, KeyError, TypeError) as error:
+            missing.append(Missing("data", key, f"damaged ({type(error).__name__})"))
+            continue
+        labels[name] = values[:, None] if values.ndim == 1 else values
+    return labels
+
+
+def _samples(store: Store, root: str, experiment: Experiment) -> dict[str, bytes]:
+    pictures = {}
+    for name in experiment.data:
+        key = f"{root}/samples/{name}.png"
+        if store.exists(key):
+            pictures[name] = store.read(key)
+    return pictures

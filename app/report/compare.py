@@ -1,0 +1,162 @@
+"""From records to statements: means with intervals, paired differences and what may be said about them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.report.collect import CellKey, Labels, Result, Study
+from app.statistics import (
+    Interval,
+    auroc,
+    bootstrap_means,
+    delong_interval,
+    paired_t_difference,
+    percentile_interval,
+    t_interval,
+    weighted_auroc,
+)
+
+METRICS = ("accuracy", "precision", "recall", "f1", "auroc", "balanced_accuracy")
+RESAMPLES = 2000
+
+Verdict = Literal["better", "worse", "unsettled", "none", "unknown"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """AUROC of ``method`` minus AUROC of ``baseline`` on one dataset and protocol.
+
+    ``seeds`` is the paired t-interval over the seeds that both have; ``images`` the paired bootstrap
+    interval over test images, None without predictions of both.
+    """
+
+    dataset: str
+    protocol: str
+    method: str
+    baseline: str
+    seeds: Interval
+    images: Interval | None
+
+    @property
+    def difference(self) -> float:
+        """Mean difference over the common seeds; NaN if there are none."""
+        return self.seeds.mean
+
+    @property
+    def verdict(self) -> Verdict:
+        """What may be said.
+
+        ``better`` and ``worse`` need both intervals to exclude zero on the same side; ``unsettled`` is
+        exactly one of them (so a single seed can reach no more); ``none`` is neither; ``unknown`` means
+        that there is no interval.
+        """
+        intervals = [i for i in (self.seeds, self.images) if i is not None and i.known]
+        signs = [math.copysign(1.0, i.low) for i in intervals if i.excludes_zero]
+        if not intervals:
+            return "unknown"
+        if len(signs) == 2 and signs[0] == signs[1]:
+            return "better" if signs[0] > 0 else "worse"
+        return "unsettled" if signs else "none"
+
+
+class Analysis:
+    """The numbers of a study, each computed once and then kept."""
+
+    def __init__(self, study: Study, resamples: int = RESAMPLES) -> None:
+        self.study = study
+        self.resamples = resamples
+        self._distributions: dict[tuple[str, ...], NDArray[np.float64]] = {}
+
+    def results(self, dataset: str, protocol: str, method: str) -> tuple[Result, ...]:
+        """Finished jobs of a cell."""
+        return self.study.cells.get((dataset, protocol, method), ())
+
+    def metric(self, key: CellKey, name: str) -> Interval:
+        """Mean of a test metric over the finished seeds of a cell with its t-interval."""
+        return t_interval([r.record.metrics.get(name, math.nan) for r in self.results(*key)])
+
+    def delong(self, result: Result) -> Interval | None:
+        """DeLong interval of the saved model's AUROC; None unless the task is binary and scores are there."""
+        y = self.study.test_labels.get(result.record.dataset)
+        if y is None or result.chosen is None or result.record.task != "binary-class":
+            return None
+        return delong_interval(y, result.chosen)
+
+    def confusion(self, key: CellKey) -> NDArray[np.float64] | None:
+        """Confusion matrix (rows = truth), mean count over the finished seeds; None where there is none."""
+        matrices = [r.record.confusion_matrix for r in self.results(*key) if r.record.confusion_matrix]
+        if not matrices or len({np.shape(m) for m in matrices}) != 1:
+            return None
+        return np.asarray(np.mean(matrices, axis=0), dtype=np.float64)
+
+    @cached_property
+    def baseline(self) -> str | None:
+        """The method that others are compared with: random if the study has it, else imagenet."""
+        return next((m for m in ("random", "imagenet") if m in self.study.methods), None)
+
+    @cached_property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """Every method minus the baseline, and BYOL+ minus BYOL, where both cells have a finished job."""
+        methods = self.study.methods
+        pairs = [(m, self.baseline) for m in methods if self.baseline and m != self.baseline]
+        if {"byol", "byol_plus"} <= set(methods):
+            pairs.append(("byol_plus", "byol"))
+        return tuple(
+            self._compare(dataset, protocol, method, baseline)
+            for dataset in self.study.datasets
+            for protocol in self.study.protocols(dataset)
+            for method, baseline in pairs
+            if self.results(dataset, protocol, method) and self.results(dataset, protocol, baseline)
+        )
+
+    @cached_property
+    def against_baseline(self) -> Mapping[CellKey, Comparison]:
+        """Comparisons with the baseline by cell."""
+        return {(c.dataset, c.protocol, c.method): c for c in self.comparisons if c.baseline == self.baseline}
+
+    def _compare(self, dataset: str, protocol: str, method: str, baseline: str) -> Comparison:
+        ours, theirs = self.results(dataset, protocol, method), self.results(dataset, protocol, baseline)
+        common = {r.record.seed for r in ours} & {r.record.seed for r in theirs}
+        ours, theirs = _only(ours, common), _only(theirs, common)
+        seeds = paired_t_difference(_by_seed(ours), _by_seed(theirs))
+        return Comparison(dataset, protocol, method, baseline, seeds, self._bootstrap(dataset, ours, theirs))
+
+    def _bootstrap(self, dataset: str, ours: Sequence[Result], theirs: Sequence[Result]) -> Interval | None:
+        y = self.study.test_labels.get(dataset)
+        if y is None or not ours or any(not r.draws for r in (*ours, *theirs)):
+            return None
+        estimate = self._mean_auroc(y, ours) - self._mean_auroc(y, theirs)
+        samples = self._distribution(y, ours) - self._distribution(y, theirs)
+        return percentile_interval(estimate, samples, len(y))
+
+    @staticmethod
+    def _mean_auroc(y: Labels, results: Sequence[Result]) -> float:
+        return float(np.mean([auroc(y, scores) for r in results for scores in r.draws]))
+
+    def _distribution(self, y: Labels, results: Sequence[Result]) -> NDArray[np.float64]:
+        """Bootstrap means of some jobs; all see the same resamples (drawn from ``y`` and one seed)."""
+        key = tuple(r.record.key for r in results)
+        if key not in self._distributions:
+            scores = [s for r in results for s in r.draws]
+            self._distributions[key] = bootstrap_means(weighted_auroc, y, [scores], self.resamples)[0]
+        return self._distributions[key]
+
+
+def _only(results: Sequence[Result], seeds: set[int]) -> tuple[Result, ...]:
+    return tuple(r for r in results if r.record.seed in seeds)
+
+
+def _by_seed(results: Sequence[Result]) -> list[float]:
+    """AUROC of each seed, ascending; several jobs of one seed (other pretraining runs) give their mean."""
+    seeds = sorted({r.record.seed for r in results})
+    return [
+        float(np.mean([r.record.metrics.get("auroc", math.nan) for r in results if r.record.seed == seed]))
+        for seed in seeds
+    ]

@@ -1,0 +1,203 @@
+"""The machine under a job: device, threads, signals, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import app
+from app.errors import UsageError
+
+
+def choose_device(name: str) -> str:
+    """Resolve ``auto``, ``cpu`` or ``cuda`` to a device that works.
+
+    Raises:
+        UsageError: ``cuda`` without a usable GPU (it never falls back), or another word.
+    """
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {name}: unknown; choose auto, cpu or cuda")
+    with contextlib.redirect_stderr(sys.stderr):
+        available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UsageError(
+            f"--device cuda: no usable GPU (torch {torch.__version__} needs an NVIDIA GPU and driver 580 or newer); "
+            "check nvidia-smi, or use --device cpu"
+        )
+    return "cuda" if available and name != "cpu" else "cpu"
+
+
+def prepare(device: str, threads: int | None) -> None:
+    """Set thread count and numerics: deterministic algorithms on the CPU, TF32 on the GPU.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        threads: intra-op threads; None leaves torch's default (all cores).
+    """
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Describe where a job runs: versions, commit, device, CPU, threads. Recorded, never compared."""
+    import numpy
+    import torch
+    import torchvision
+
+    return {
+        "app": app.__version__,
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def git_commit() -> str:
+    """Return the commit of the code: ``$REVISION`` (set in the image), else git's, else ``unknown``."""
+    if revision := os.environ.get("REVISION"):
+        return revision
+    root = Path(app.__file__).parent.parent
+    if not (root / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"  # no git here, or a checkout of another owner: worth no more than a blank
+
+
+def cpu_model() -> str:
+    """Return the CPU's name as the system gives it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+class StopRequest:
+    """SIGTERM or SIGINT asks the loop to stop at the next step; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = signal.Signals(number).name
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+
+
+class Progress:
+    """What a long job says while it works: a bar on a terminal, JSON lines otherwise.
+
+    Both go to standard error, so that standard output holds results alone. Where Argo names a progress
+    file, ``done/total`` is written there too.
+
+    Args:
+        stage: the word in front.
+        **context: fields of every JSON line, such as ``run_id`` and ``job``.
+    """
+
+    every_seconds = 5.0
+
+    def __init__(self, stage: str, **context: Any) -> None:
+        self.stage, self.context = stage, context
+        self._file = os.environ.get("ARGO_PROGRESS_FILE")
+
+    def say(self, message: str, **fields: Any) -> None:
+        """Print one message at once."""
+        if sys.stderr.isatty():
+            print(f"{self.stage}: {message}", file=sys.stderr)
+        else:
+            self._line(message=message, **fields)
+
+    def _line(self, **fields: Any) -> None:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        line = {"time": stamp, "stage": self.stage} | self.context | fields
+        print(json.dumps(line), file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def bar(self, total: int, done: int = 0) -> Iterator[Bar]:
+        """Show a bar of ``total`` steps of which ``done`` are done."""
+        bar = Bar(self, total, done)
+        try:
+            yield bar
+        finally:
+            bar.close()
+
+
+class Bar:
+    """One running bar; see ``Progress.bar``."""
+
+    def __init__(self, progress: Progress, total: int, done: int) -> None:
+        self._progress, self._total, self._done = progress, total, done
+        self._last = 0.0
+        self._rich: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as RichProgress
+
+            job = str(progress.context.get("job", ""))
+            self._rich = RichProgress(
+                TextColumn(f"{progress.stage} {job}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"), console=Console(stderr=True),
+            )  # fmt: skip
+            self._task = self._rich.add_task("", total=total, completed=done, note="")
+            self._rich.start()
+
+    def advance(self, **fields: float) -> None:
+        """One step is done; ``fields`` are shown beside it."""
+        self._done += 1
+        now = time.monotonic()
+        last_step = self._done >= self._total
+        if self._rich is not None:
+            note = "  ".join(f"{key} {value:.4g}" for key, value in fields.items())
+            self._rich.update(self._task, completed=self._done, note=note)
+        elif now - self._last >= self._progress.every_seconds or last_step:
+            self._progress._line(done=self._done, total=self._total, **fields)
+            self._last = now
+        if self._progress._file and (now - self._last < 0.001 or last_step):
+            Path(self._progress._file).write_text(f"{self._done}/{self._total}\n")
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        if self._rich is not None:
+            self._rich.stop()

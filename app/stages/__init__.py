@@ -1,0 +1,1 @@
+"""The stages: plan, pretrain, downstream, report and their helpers, one function each."""

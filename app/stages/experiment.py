@@ -1,0 +1,187 @@
+"""What the jobs of one run share: its configuration, its keys, its inputs, and how a job starts."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from app.checkpoint import read_json
+from app.config import Config, difference, parse_config
+from app.data import Dataset, Unlabelled, default_roots, find_file, load_dataset, load_unlabelled, parse_task
+from app.errors import InputError, UsageError
+from app.storage import Store
+
+SUBSET_SEED = 0  # subsets are part of the data: the same images for every seed of a study
+CACHE = Path.home() / ".cache" / "byol-med"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run in a store.
+
+    Attributes:
+        store: where jobs read and write.
+        run_id: the run's name.
+        config: its configuration.
+    """
+
+    store: Store
+    run_id: str
+    config: Config
+
+    @property
+    def folder(self) -> str:
+        """Key prefix of everything the run writes."""
+        return f"runs/{self.run_id}"
+
+    def pretrain_folder(self, key: str) -> str:
+        """Key prefix of a pretraining job such as ``byol-s0``."""
+        return f"{self.folder}/pretrain/{key}"
+
+    def downstream_folder(self, key: str) -> str:
+        """Key prefix of a downstream job such as ``pneumoniamnist/byol-s0/finetune/s0``."""
+        return f"{self.folder}/downstream/{key}"
+
+
+def open_run(store: Store, run_id: str, asked: Config, *, explicit: bool) -> Run:
+    """Open a run: with its planned configuration if it has one, else with the one asked for.
+
+    The planned science wins; runtime settings and data locations asked for now replace the planned ones.
+
+    Args:
+        store: the store.
+        run_id: the run's name.
+        asked: the configuration that the command line describes.
+        explicit: the command line names a preset or overrides, which must then agree with the plan.
+
+    Raises:
+        UsageError: the command line asks for another experiment than the planned one.
+    """
+    key = f"runs/{run_id}/experiment.json"
+    if not store.exists(key):
+        return Run(store, run_id, asked)
+    planned = parse_config(read_json(store, key)["config"], where=f"{store.uri}/{key}")
+    changes = difference(planned.science(), asked.science())
+    if explicit and changes:
+        raise UsageError(
+            f"--run-id {run_id}: was planned with other settings ({'; '.join(changes[:3])}); "
+            "leave --preset and --set out, or choose another --run-id"
+        )
+    merged = planned.model_copy(
+        update={
+            "runtime": asked.runtime,
+            "sources": planned.sources | asked.sources,
+            "data_root": asked.data_root or planned.data_root,
+            "imagenet_weights": asked.imagenet_weights or planned.imagenet_weights,
+        }
+    )
+    return Run(store, run_id, merged)
+
+
+def finished(store: Store, folder: str, science: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
+    """Return a job's record if the job is done, None if it is to be run.
+
+    Raises:
+        UsageError: the record is of another experiment; the message shows the difference.
+    """
+    key = f"{folder}/record.json"
+    if overwrite or not store.exists(key):
+        return None
+    record = read_json(store, key)
+    changes = difference(record["science"], science)
+    if changes:
+        raise UsageError(
+            f"{store.uri}/{key}: holds the result of another experiment ({'; '.join(changes[:3])}); "
+            "choose another --run-id, or --overwrite"
+        )
+    return record
+
+
+def now() -> str:
+    """Return the time as ISO 8601 in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def load_labelled(run: Run, name: str) -> Dataset:
+    """Load a labelled data set in the run's size and subset."""
+    path, task = _locate(run, name)
+    data = run.config.data
+    return load_dataset(name, path=path, size=data.size, task=task, subset=data.subset, seed=SUBSET_SEED)
+
+
+def load_pretraining(run: Run) -> Unlabelled:
+    """Load the images for pretraining in the run's size and subset."""
+    data = run.config.data
+    path, _ = _locate(run, data.pretrain)
+    return load_unlabelled(
+        data.pretrain, path=path, size=data.size, split=data.pretrain_split, subset=data.subset, seed=SUBSET_SEED,
+        cache=CACHE,
+    )  # fmt: skip
+
+
+def monitor_name(run: Run) -> str | None:
+    """Name of the labelled set that the k-NN monitor reads, or None.
+
+    ``data.monitor`` is optional: where its file cannot be found, pretraining goes on without it.
+    """
+    name = run.config.data.monitor
+    return name if name is not None and search(run, name) is not None else None
+
+
+def _locate(run: Run, name: str) -> tuple[Path, str | None]:
+    found = search(run, name)
+    if found is None:
+        size = run.config.data.size
+        file = f"{name}.npz" if size == 28 else f"{name}_{size}.npz"
+        places = ", ".join(str(root) for root in _roots(run))
+        raise InputError(
+            f"{name}: no file {file} in {places} or the store's data/; "
+            f"run `python -m app data fetch --dataset {name}`, or give --data {name}=FILE"
+        )
+    return found
+
+
+def search(run: Run, name: str) -> tuple[Path, str | None] | None:
+    """Find the file of a data set, and its task if one was given; None if there is no such file.
+
+    First ``--data``, then the folders of ``data.default_roots``, then the store's ``data/``. A run on
+    phantoms reads the store's ``phantoms/`` instead.
+    """
+    if name in run.config.sources:
+        return parse_source(run.config.sources[name])
+    size = run.config.data.size
+    if run.config.data.phantoms == "always":
+        key = f"phantoms/{name}_{size}.npz"
+        return (run.store.local(key), None) if run.store.exists(key) else None
+    path = find_file(name, size, _roots(run))
+    if path is None and run.store.exists(key := f"data/{name}_{size}.npz"):
+        path = run.store.local(key)
+    return None if path is None else (path, None)
+
+
+def _roots(run: Run) -> list[Path]:
+    root = run.config.data_root
+    return default_roots(Path(root).expanduser() if root else None)
+
+
+def parse_source(source: str) -> tuple[Path, str | None]:
+    """Split ``URI[:task]`` into a local path and MedMNIST's name of the task, if given.
+
+    Raises:
+        UsageError: a URI that is no file.
+    """
+    uri, separator, word = source.rpartition(":")
+    task = None
+    if separator and "/" not in word and not word.startswith("\\"):
+        task = parse_task(word)
+    else:
+        uri = source
+    if "://" in uri:
+        parts = urlsplit(uri)
+        if parts.scheme != "file":
+            raise UsageError(f"--data …={source}: give a path or a file:// URI")
+        uri = unquote(parts.path)
+    return Path(uri).expanduser(), task

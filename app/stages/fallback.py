@@ -1,0 +1,71 @@
+"""What a study runs on where data sets are missing: a download if it can be had, else phantoms; never a mixture."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from app.config import Config
+from app.data import PHANTOM_COUNTS, fetch, write_phantoms
+from app.errors import InputError, StorageError, UsageError
+from app.runtime import Progress
+from app.stages.experiment import Run, search
+from app.storage import Store
+
+
+def settle_data(store: Store, config: Config) -> Config:
+    """Decide ``data.phantoms: if_missing``, once, when the run is planned.
+
+    Files that are missing are downloaded into the store (5 s to connect, one try). If that fails, all the
+    study's data sets are phantoms, drawn into the store.
+
+    Args:
+        store: the run's store.
+        config: the configuration as asked for.
+
+    Returns:
+        The configuration with ``data.phantoms`` ``never`` or ``always``.
+
+    Raises:
+        UsageError: there are no phantoms of a data set.
+    """
+    names = [config.data.pretrain, *config.study.datasets]
+    progress = Progress("plan")
+    choice = config.data.phantoms
+    if choice == "if_missing":
+        missing = [name for name in names if search(Run(store, "", _decide(config, "never")), name) is None]
+        choice = "never" if not missing or _download(store, missing, config.data.size, progress) else "always"
+    if choice == "always":
+        _draw(store, names, config.data.size)
+        progress.say("runs on phantoms: SYNTHETIC images, whose results say nothing about medicine")
+    return _decide(config, choice)
+
+
+def _decide(config: Config, choice: str) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update={"phantoms": choice})})
+
+
+def _download(store: Store, names: list[str], size: int, progress: Progress) -> bool:
+    progress.say(f"no file for {', '.join(names)}; trying to download (5 s to connect)")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            paths = fetch(names, root=Path(folder), size=size, connect_timeout=5.0, retries=0)
+        except (StorageError, InputError, UsageError) as error:
+            progress.say(str(error))
+            return False
+        for name, path in zip(names, paths, strict=True):
+            store.write(f"data/{name}_{size}.npz", path.read_bytes())
+    return True
+
+
+def _draw(store: Store, names: list[str], size: int) -> None:
+    if unknown := sorted(set(names) - PHANTOM_COUNTS.keys()):
+        raise UsageError(
+            f"data.phantoms: there are no phantoms of {', '.join(unknown)}, only of {', '.join(PHANTOM_COUNTS)}; "
+            "give the files by --data or --data-root"
+        )
+    if all(store.exists(f"phantoms/{name}_{size}.npz") for name in PHANTOM_COUNTS):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in zip(PHANTOM_COUNTS, write_phantoms(Path(folder), size=size), strict=True):
+            store.write(f"phantoms/{name}_{size}.npz", path.read_bytes())

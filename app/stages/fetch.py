@@ -1,0 +1,46 @@
+"""Getting data sets: verified MedMNIST files into a folder, or into the store, where jobs read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from app.data import SIZES, default_roots, known
+from app.data import fetch as download
+from app.errors import UsageError
+from app.runtime import Progress
+from app.storage import Store
+
+
+def fetch(
+    names: list[str], *, size: int, store: Store | None, root: str | None, mirror: str | None, offline: bool
+) -> Iterator[str]:
+    """Download and verify MedMNIST files; yield a line for each, with its licence.
+
+    Args:
+        names: MedMNIST names such as ``breastmnist``.
+        size: 28, 64, 128 or 224 pixels.
+        store: also publish the files under ``data/`` here.
+        root: folder for the files; by default the first place where they are looked for.
+        mirror: folder or base URL to take the files from.
+        offline: download nothing.
+
+    Raises:
+        UsageError: unknown name or size.
+        InputError: wrong checksum, or absent offline.
+        StorageError: unreachable.
+    """
+    if size not in SIZES:
+        raise UsageError(f"--size {size}: unknown; choose from {', '.join(map(str, SIZES))}")
+    folder = Path(root).expanduser() if root else default_roots()[0]
+    progress = Progress("fetch")
+    for name in names:
+        [path] = download([name], root=folder, size=size, mirror=mirror, offline=offline)
+        place = str(path)
+        if store is not None:
+            key = f"data/{name}_{size}.npz"
+            if not store.exists(key):
+                store.write(key, path.read_bytes())
+            place = f"{store.uri}/{key}"
+        progress.say(f"{name}: verified")
+        yield f"{place}  ({known(name).licence})"

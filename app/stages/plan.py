@@ -1,0 +1,158 @@
+"""The planning stage: check the inputs, name the run, list its jobs."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.checkpoint import read_json, write_json
+from app.config import Config, difference, identity
+from app.data import Dataset, Unlabelled, few_shot_draw
+from app.errors import InputError, UsageError
+from app.stages.experiment import Run, load_labelled, load_pretraining, monitor_name, now
+from app.stages.fallback import settle_data
+from app.storage import Store
+
+SAMPLE_COLUMNS, SAMPLE_SCALE = 12, 3
+
+
+def plan(store: Store, config: Config, run_id: str | None = None, *, overwrite: bool = False) -> Run:
+    """Plan a run and publish ``experiment.json``; planning the same experiment again changes nothing.
+
+    All data sets are loaded and checked now, so that a missing file fails before a GPU is taken.
+
+    Args:
+        store: where the run will live.
+        config: its configuration.
+        run_id: its name; by default the preset and 8 hex digits of the science (settings and data).
+        overwrite: replace another experiment planned under the same name.
+
+    Returns:
+        The planned run.
+
+    Raises:
+        InputError: data are missing or damaged, real and synthetic mixed.
+        UsageError: k is larger than a class, or the name is taken by another experiment.
+    """
+    config = settle_data(store, config)
+    draft = Run(store, "", config)
+    labelled = [load_labelled(draft, name) for name in config.study.datasets]
+    unlabelled = load_pretraining(draft) if config.study.methods else None
+    synthetic = {data.synthetic for data in labelled} | ({unlabelled.synthetic} if unlabelled else set())
+    if len(synthetic) > 1:
+        raise InputError("plan: some data sets are real and some are phantoms; use one kind in one run")
+    _check_few_shot(config, labelled)
+    described = {data.name: data.describe("downstream") for data in labelled}
+    if unlabelled:
+        described[unlabelled.name] = unlabelled.describe("pretrain")
+    science = {
+        "config": config.science(),
+        "data": {name: entry["sha256"] for name, entry in described.items()},
+    }
+    run = Run(store, run_id or f"{config.preset}-{identity(science)[:8]}", config)
+    key = f"{run.folder}/experiment.json"
+    if store.exists(key) and not overwrite:
+        planned = read_json(store, key)
+        if changes := difference(planned["science"], science):
+            raise UsageError(
+                f"--run-id {run.run_id}: names another experiment ({'; '.join(changes[:3])}); "
+                "choose another --run-id, or --overwrite"
+            )
+        return run
+    for data in labelled:
+        store.write(f"{run.folder}/samples/{data.name}.png", sample_sheet(data))
+        labels = json.dumps({"labels": data.test.labels.tolist()})
+        store.write(f"{run.folder}/samples/{data.name}_test_labels.json", labels.encode())
+    if unlabelled:
+        store.write(f"{run.folder}/samples/{unlabelled.name}.png", sample_sheet(unlabelled))
+    experiment = {
+        "version": 1,
+        "run_id": run.run_id,
+        "preset": config.preset,
+        "synthetic": synthetic == {True},
+        "config": config.model_dump(mode="json"),
+        "science": science,
+        "monitor": monitor_name(run),
+        "plan": list_jobs(run),
+        "data": described,
+        "created": now(),
+    }
+    write_json(store, key, experiment)
+    return run
+
+
+def list_jobs(run: Run) -> dict[str, Any]:
+    """List the jobs of a run: pretraining per method and seed, then data set x init x protocol x seed.
+
+    A job's ``args`` follow ``python -m app``; the caller adds ``--store``. ``needs`` is the pretraining job
+    that must have finished, or None.
+    """
+    study = run.config.study
+    pretrain = [
+        {
+            "key": f"{method}-s{seed}",
+            "args": ["pretrain", "--run-id", run.run_id, "--method", method, "--seed", str(seed)],
+        }
+        for seed in study.seeds
+        for method in study.methods
+    ]
+    inits: list[tuple[str, int, str | None]] = [
+        (baseline, seed, None) for baseline in study.baselines for seed in study.seeds
+    ]
+    inits += [(f"{method}-s{seed}", seed, f"{method}-s{seed}") for method in study.methods for seed in study.seeds]
+    downstream = [
+        {
+            "key": f"{dataset}/{init}/{protocol}/s{seed}",
+            "needs": needs,
+            "args": [
+                "downstream", "--run-id", run.run_id, "--dataset", dataset, "--init", init,
+                "--protocol", protocol, "--seed", str(seed),
+            ],
+        }
+        for init, seed, needs in inits
+        for dataset in study.datasets
+        for protocol in study.protocols
+    ]  # fmt: skip
+    return {"version": 1, "run_id": run.run_id, "pretrain": pretrain, "downstream": downstream}
+
+
+def sample_sheet(data: Dataset | Unlabelled) -> bytes:
+    """Draw sample images as a PNG: one row per class, or three rows of unlabelled images."""
+    if isinstance(data, Dataset):
+        images, labels = data.train.images, data.train.labels
+        rows = []
+        for c in range(data.n_classes):
+            members = labels[:, c] == 1 if labels.shape[1] > 1 else labels[:, 0] == c
+            rows.append(images[np.flatnonzero(members)[:SAMPLE_COLUMNS]])
+    else:
+        picks = np.linspace(0, len(data) - 1, 3 * SAMPLE_COLUMNS).astype(int)
+        rows = [data.images[part] for part in np.split(picks, 3)]
+    sheet = np.vstack([_strip(row, data.size, data.channels) for row in rows])
+    scale = max(1, SAMPLE_SCALE * 28 // data.size)
+    picture = Image.fromarray(sheet.squeeze()).resize(
+        (sheet.shape[1] * scale, sheet.shape[0] * scale), Image.Resampling.NEAREST
+    )
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _strip(images: NDArray[np.uint8], size: int, channels: int) -> NDArray[np.uint8]:
+    strip = np.full((size + 1, SAMPLE_COLUMNS * (size + 1), channels), 255, np.uint8)
+    for column, image in enumerate(images):
+        left = column * (size + 1)
+        strip[:size, left : left + size] = image.reshape(size, size, channels)
+    return strip
+
+
+def _check_few_shot(config: Config, labelled: list[Dataset]) -> None:
+    for name in ("few_shot", "few_shot_frozen"):
+        if name in config.study.protocols:
+            k = getattr(config.protocols, name).k
+            for data in labelled:
+                few_shot_draw(data.train.labels, k, 0, 0, class_names=data.class_names, dataset=data.name)

@@ -1,0 +1,375 @@
+"""The pretraining job: unlabelled images to an encoder, by BYOL or BYOL+."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app import metrics
+from app.augment import Augmentation, two_views
+from app.byol import BYOL, build_optimizer, rank_me, target_std
+from app.checkpoint import drop_checkpoints, dump_weights, load_checkpoint, publish, save_checkpoint
+from app.config import Config, Method, identity
+from app.data import Dataset, Unlabelled
+from app.downstream import Labelled, encode
+from app.draws import batch_at, generator
+from app.errors import CollapseError, Interrupted, UsageError
+from app.knn import knn_scores
+from app.networks import Encoder, to_float
+from app.runtime import Progress, StopRequest, choose_device, environment, prepare
+from app.schedules import ema_momentum, learning_rate
+from app.stages.experiment import Run, finished, load_labelled, load_pretraining, monitor_name, now
+from app.stages.weights import imagenet_state, read_weights
+
+LOGS_PER_EPOCH = 10
+MONITOR_IMAGES = 5000  # of the labelled training split, enough for a steady k-NN
+
+
+def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict[str, Any]:
+    """Pretrain one encoder and publish it.
+
+    In this order: a record of the same science is returned as it is; a checkpoint is continued; else the
+    encoder starts from ``network.init``. Equal settings, seed, device and thread count give equal tensors,
+    however often the job is stopped and continued.
+
+    Args:
+        run: the run.
+        method: ``byol`` or ``byol_plus``.
+        seed: names all random draws.
+        overwrite: start afresh, whatever is there.
+
+    Returns:
+        The job's record.
+
+    Raises:
+        Interrupted: a signal came; the checkpoint is saved.
+        CollapseError: NaN, or the target's std fell below ``pretrain.collapse_below``.
+    """
+    config, store = run.config, run.store
+    key = f"{method}-s{seed}"
+    folder = run.pretrain_folder(key)
+    progress = Progress("pretrain", run_id=run.run_id, job=key)
+    data = load_pretraining(run)
+    monitor = load_labelled(run, name) if (name := monitor_name(run)) else None
+    science = science_of(config, method, seed, data, monitor)
+    if (record := finished(store, folder, science, overwrite=overwrite)) is not None:
+        progress.say("already done")
+        return record
+    if overwrite:
+        drop_checkpoints(store, folder)
+
+    device = choose_device(config.runtime.device)
+    prepare(device, config.runtime.threads)
+    trainer = Trainer(config, method, seed, data, monitor, device)
+    if (state := load_checkpoint(store, folder, warn=progress.say)) is not None:
+        if state["identity"] != identity(science):
+            raise UsageError(
+                f"{store.uri}/{folder}: holds a checkpoint of another experiment; "
+                "choose another --run-id, or --overwrite"
+            )
+        trainer.load_state(state)
+        progress.say(f"continues at step {trainer.step} of {trainer.total_steps}", step=trainer.step)
+    else:
+        trainer.start(network_init(run))
+
+    def save() -> None:
+        save_checkpoint(
+            store,
+            folder,
+            trainer.step,
+            trainer.state() | {"identity": identity(science)},
+            keep=config.runtime.keep,
+        )
+
+    last_save = time.monotonic()
+    with StopRequest() as stop, progress.bar(trainer.total_steps, trainer.step) as bar:
+        while trainer.step < trainer.total_steps:
+            try:
+                bar.advance(**trainer.advance())
+            except CollapseError:
+                store.write(f"{folder}/curves.jsonl", trainer.curves_bytes())
+                raise
+            every = config.runtime.checkpoint_steps
+            minutes = (time.monotonic() - last_save) / 60
+            due = trainer.step % every == 0 if every else minutes >= config.runtime.checkpoint_minutes
+            if (due or stop) and trainer.step < trainer.total_steps:
+                save()
+                last_save = time.monotonic()
+            if stop and trainer.step < trainer.total_steps:
+                raise Interrupted(
+                    f"{stop.signal}: stopped at step {trainer.step} of {trainer.total_steps} with a checkpoint; "
+                    "run the same command again to continue"
+                )
+
+    encoder = trainer.model.encoder
+    metadata = {
+        "format": "pt",
+        "architecture": encoder.architecture,
+        "stem": encoder.stem,
+        "input_size": str(config.data.size),
+        "input_channels": "1 or 3; gray counts as three equal channels",
+        "normalisation": "x / 255, mean 0.5, std 0.5",
+        "method": method,
+        "seed": str(seed),
+        "pretraining_data": f"{data.title}, {len(data)} images",
+        "synthetic": str(data.synthetic).lower(),
+        "intended_use": "research; not for clinical use",
+    }
+    record = publish(
+        store,
+        folder,
+        {
+            "encoder.safetensors": dump_weights(encoder.plain_state(), metadata),
+            "curves.jsonl": trainer.curves_bytes(),
+        },
+        {
+            "version": 1,
+            "kind": "pretrain",
+            "run_id": run.run_id,
+            "key": key,
+            "method": method,
+            "seed": seed,
+            "synthetic": data.synthetic,
+            "identity": identity(science),
+            "science": science,
+            "config": config.model_dump(mode="json"),
+            "environment": environment(device),
+            "data": {data.name: {"sha256": data.sha256, "images": len(data)}},
+            "metrics": trainer.metrics,
+            "timings": {
+                "seconds": round(trainer.seconds, 3),
+                "images_per_second": round(trainer.total_steps * trainer.images_per_step / trainer.seconds, 1),
+            },
+            "steps": trainer.total_steps,
+            "epochs": config.pretrain.epochs,
+            "finished": now(),
+        },
+    )
+    drop_checkpoints(store, folder)
+    return record
+
+
+def science_of(config: Config, method: str, seed: int, data: Unlabelled, monitor: Dataset | None) -> dict[str, Any]:
+    """Return what decides the encoder: the settings this method reads, the seed, and the data by checksum."""
+    tree = config.science()
+    views = tree["views"] | (tree["views_plus"] if method == "byol_plus" else {})
+    return {
+        "method": method,
+        "seed": seed,
+        "data": {
+            "name": data.name,
+            "sha256": data.sha256,
+            "split": config.data.pretrain_split,
+            "size": data.size,
+            "subset": config.data.subset,
+            "monitor": monitor.sha256 if monitor else None,
+        },
+        "network": tree["network"],
+        "pretrain": tree["pretrain"],
+        "views": views,
+    }
+
+
+def network_init(run: Run) -> tuple[dict[str, Tensor], str] | None:
+    """Return the weights that ``network.init`` names and where they are from; None is a random start."""
+    init = run.config.network.init
+    if init == "random":
+        return None
+    if init == "imagenet":
+        return imagenet_state(run)
+    state, _, _ = read_weights(run.store, init)
+    return state, init
+
+
+def augmentation_of(config: Config, method: str) -> Augmentation:
+    """Return the views of a method: the shared operations, and for BYOL+ its three more."""
+    plus = config.views_plus.model_dump() if method == "byol_plus" else {}
+    return Augmentation(**config.views.model_dump(), **plus)
+
+
+class Trainer:
+    """The state of a pretraining and its one move, ``advance``.
+
+    Args:
+        config: the run's configuration.
+        method: ``byol`` or ``byol_plus``.
+        seed: names all random draws.
+        data: the images.
+        monitor: a labelled set for the k-NN monitor, or None.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        UsageError: the batch is larger than the data.
+    """
+
+    def __init__(
+        self, config: Config, method: str, seed: int, data: Unlabelled, monitor: Dataset | None, device: str
+    ) -> None:
+        settings = config.pretrain
+        self.settings, self.seed, self.device = settings, seed, device
+        self.augmentation = augmentation_of(config, method)
+        self.count = len(data)
+        per_epoch = self.count // settings.batch_size
+        self.total_steps = settings.epochs * per_epoch // settings.accumulate
+        if per_epoch == 0 or self.total_steps == 0:
+            raise UsageError(
+                f"pretrain.batch_size={settings.batch_size} (x {settings.accumulate} accumulated): more than the "
+                f"{self.count} images of {data.name}; use --set pretrain.batch_size={self.count // 2} or less"
+            )
+        self.steps_per_epoch = per_epoch / settings.accumulate
+        self.images_per_step = settings.batch_size * settings.accumulate
+        self.log_every = max(1, round(self.steps_per_epoch / LOGS_PER_EPOCH))
+        self.images = torch.from_numpy(data.images.copy()).to(device)
+        self.monitor = Monitor(monitor, config, device) if monitor else None
+        torch.manual_seed(generator("weights", seed).initial_seed())
+        network = config.network
+        self.model = BYOL(
+            Encoder(network.architecture, network.stem),
+            projector_hidden=network.projector_hidden,
+            predictor_hidden=network.predictor_hidden,
+            projection=network.projection,
+        ).to(device)
+        self.optimizer = build_optimizer(
+            settings.optimizer,
+            [self.model.online, self.model.predictor],
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+        )
+        self.step = 0
+        self.seconds = 0.0
+        self.metrics: dict[str, float | None] = {}
+        self.curves: list[str] = []
+
+    def start(self, init: tuple[dict[str, Tensor], str] | None) -> None:
+        """Begin at step 0, from random weights or from a plain ResNet state dict and its source."""
+        if init is not None:
+            state, source = init
+            self.model.encoder.load_plain_state(state, source=source)
+            self.model.update_target(0.0)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything needed to go on with equal tensors; all draws are functions of the step."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "metrics": self.metrics,
+            "curves": self.curves,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go back to what ``state`` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.metrics, self.curves = state["metrics"], state["curves"]
+
+    def advance(self) -> dict[str, float]:
+        """Do one optimizer step; now and then measure.
+
+        Returns:
+            What was measured last, to be shown beside the progress.
+
+        Raises:
+            CollapseError: the loss is not finite, or the target has collapsed.
+        """
+        begin = time.perf_counter()
+        s = self.settings
+        rate = learning_rate(
+            self.step,
+            peak=s.learning_rate,
+            total_steps=self.total_steps,
+            warmup_steps=round(s.warmup_epochs * self.steps_per_epoch),
+            cosine=s.cosine,
+        )
+        momentum = ema_momentum(self.step, base=s.ema_momentum, total_steps=self.total_steps, cosine=s.ema_cosine)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        for micro in range(self.step * s.accumulate, (self.step + 1) * s.accumulate):
+            loss, projection = self.loss(micro)
+            (loss / s.accumulate).backward()
+        self.optimizer.step()
+        self.model.update_target(momentum)
+        self.step += 1
+        if self.step % self.log_every == 0 or self.step == self.total_steps:
+            self._measure(float(loss.detach()), target_std(projection), rate, momentum)
+        if self.monitor and self._epoch_ends():
+            self._log(self.monitor.measure(self.model.encoder))
+        self.seconds += time.perf_counter() - begin
+        return {name: value for name, value in self.metrics.items() if value is not None}
+
+    def loss(self, micro: int) -> tuple[Tensor, Tensor]:
+        """Loss and target projection, (B, D), of micro-batch number ``micro``."""
+        s = self.settings
+        at = batch_at(micro, count=self.count, batch_size=s.batch_size, seed=self.seed).to(self.device)
+        view1, view2 = two_views(self.augmentation, to_float(self.images[at]), generator("views", self.seed, micro))
+        with torch.autocast(self.device, torch.bfloat16, enabled=s.precision == "bfloat16"):
+            loss, projection = self.model(view1, view2)
+        return loss, projection
+
+    def curves_bytes(self) -> bytes:
+        """Return the curves as JSON lines."""
+        return "".join(f"{line}\n" for line in self.curves).encode()
+
+    def _epoch_ends(self) -> bool:
+        every = self.settings.monitor_every
+        epoch_before = math.floor((self.step - 1) / self.steps_per_epoch)
+        epoch = math.floor(self.step / self.steps_per_epoch)
+        return (epoch > epoch_before and epoch % every == 0) or self.step == self.total_steps
+
+    def _measure(self, loss: float, std: float, rate: float, momentum: float) -> None:
+        if not math.isfinite(loss):
+            raise CollapseError(
+                f"pretrain: the loss is {loss} at step {self.step}; lower pretrain.learning_rate "
+                "or lengthen pretrain.warmup_epochs"
+            )
+        self._log({"loss": loss, "learning_rate": rate, "ema_momentum": momentum, "target_std": std})
+        if std < self.settings.collapse_below and self.step >= self.steps_per_epoch:
+            raise CollapseError(
+                f"pretrain: the representation has collapsed at step {self.step} (std of the target {std:.4f}, "
+                f"below pretrain.collapse_below={self.settings.collapse_below}); lower pretrain.learning_rate or "
+                "raise pretrain.ema_momentum"
+            )
+
+    def _log(self, values: dict[str, Any]) -> None:
+        line = {"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 3)} | values
+        self.curves.append(json.dumps(line))
+        shown = ("loss", "target_std", "rank_me", "knn_accuracy", "knn_auroc")
+        self.metrics |= {name: values[name] for name in shown if name in values}
+
+
+class Monitor:
+    """Watches the encoder by k-NN on a labelled set: its training split votes on its validation split."""
+
+    def __init__(self, dataset: Dataset, config: Config, device: str) -> None:
+        self.dataset, self.settings = dataset, config.pretrain
+        train, val = dataset.train, dataset.val
+        self.train = Labelled.of(train.images[:MONITOR_IMAGES], train.labels[:MONITOR_IMAGES], device)
+        self.val = Labelled.of(val.images, val.labels, device)
+
+    def measure(self, encoder: Encoder) -> dict[str, Any]:
+        """Return accuracy and AUROC of the k-NN, and RankMe of the validation features."""
+        bank, queries = encode(encoder, self.train.images), encode(encoder, self.val.images)
+        multi_label = self.dataset.task == metrics.MULTI_LABEL
+        scores = knn_scores(
+            bank,
+            self.train.labels if multi_label else self.train.labels[:, 0],
+            queries,
+            n_classes=self.dataset.n_classes,
+            neighbours=self.settings.knn_neighbours,
+            temperature=self.settings.knn_temperature,
+        )
+        found = metrics.evaluate(self.val.labels.cpu().numpy(), scores, self.dataset.task)
+        return {
+            "knn_accuracy": found["accuracy"],
+            "knn_auroc": None if math.isnan(found["auroc"]) else found["auroc"],
+            "knn_dataset": self.dataset.name,
+            "rank_me": rank_me(queries),
+        }

@@ -1,0 +1,232 @@
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.data import load_unlabelled, write_phantoms
+from app.errors import InputError, StorageError, UsageError
+
+RNG = np.random.default_rng(11)
+PIXELS = RNG.integers(0, 256, (9, 28, 28), dtype=np.uint8)
+
+
+def rejected(path, error=InputError, **options):
+    with pytest.raises(error) as caught:
+        load_unlabelled("mine", path=path, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def npz(tmp_path):
+    path = tmp_path / "chest.npz"
+    np.savez_compressed(path, images=PIXELS)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "pictures"
+    (root / "b").mkdir(parents=True)
+    for name, pixels in zip(("b/2.png", "b/1.PNG", "a.png"), PIXELS, strict=False):
+        Image.fromarray(pixels).save(root / name)
+    (root / ".hidden.png").write_bytes(b"not an image")
+    (root / "notes.txt").write_text("not an image")
+    return root
+
+
+class TestNpz:
+    def test_images(self, npz):
+        data = load_unlabelled("chest", path=npz)
+        assert np.array_equal(data.images, PIXELS)
+        assert data.sha256 == hashlib.sha256(npz.read_bytes()).hexdigest()
+        entry = json.loads(json.dumps(data.describe()))
+        assert entry == {
+            "sha256": data.sha256, "size": 28, "task": "none", "labels": {}, "channels": 1,
+            "splits": {"all": 9}, "class_counts": {}, "licence": "not stated", "source": str(npz),
+            "title": "chest", "modality": "not stated", "role": "pretrain",
+        }  # fmt: skip
+
+    def test_medmnist_layout_joins_the_splits(self, tmp_path):
+        (path,) = write_phantoms(tmp_path, counts={"chestmnist": (30, 20, 25)})
+        whole = load_unlabelled("chestmnist", path=path)
+        train = load_unlabelled("chestmnist", path=path, split="train")
+        with np.load(path) as content:
+            joined = np.concatenate([content[f"{s}_images"] for s in ("train", "val", "test")])
+        assert np.array_equal(whole.images, joined)
+        assert np.array_equal(train.images, joined[:30])
+        assert whole.synthetic
+        assert whole.title == "ChestMNIST (SYNTHETIC)"
+        assert whole.describe()["splits"] == {"all": 75}
+        assert train.describe()["splits"] == {"train": 30}
+
+    def test_subset(self, npz):
+        one = load_unlabelled("chest", path=npz, subset=4, seed=1)
+        again = load_unlabelled("chest", path=npz, subset=4, seed=1)
+        assert one.images.shape == (4, 28, 28)
+        assert np.array_equal(one.images, again.images)
+        assert {image.tobytes() for image in one.images} <= {image.tobytes() for image in PIXELS}
+        assert len(load_unlabelled("chest", path=npz, subset=99)) == 9
+
+    def test_wrong_size(self, npz):
+        assert "images is 28x28, but size 64 was asked for" in rejected(npz, size=64)
+
+    def test_other_keys(self, tmp_path):
+        path = tmp_path / "a.npz"
+        np.savez(path, pixels=PIXELS)
+        assert "has no 'images' or 'train_images' (only pixels)" in rejected(path)
+
+    def test_splits_that_differ_in_channels(self, tmp_path):
+        path = tmp_path / "a.npz"
+        np.savez(path, train_images=PIXELS, val_images=PIXELS, test_images=np.stack([PIXELS] * 3, axis=-1))
+        assert "differ in channels" in rejected(path)
+
+    def test_missing_file_and_unknown_split(self, tmp_path, npz):
+        assert "no such file" in rejected(tmp_path / "none.npz")
+        assert "choose all or train" in rejected(npz, error=UsageError, split="test")
+
+
+class TestCache:
+    def test_maps_the_same_pixels_and_is_used_again(self, npz, tmp_path):
+        cache = tmp_path / "cache"
+        first = load_unlabelled("chest", path=npz, cache=cache, mmap_above=100)
+        assert isinstance(first.images, np.memmap)
+        assert np.array_equal(first.images, PIXELS)
+        (file,) = cache.iterdir()
+        assert first.sha256 in file.name
+        before = file.stat().st_mtime_ns
+        load_unlabelled("chest", path=npz, cache=cache, mmap_above=100)
+        assert file.stat().st_mtime_ns == before
+
+    def test_small_input_stays_in_memory(self, npz, tmp_path):
+        data = load_unlabelled("chest", path=npz, cache=tmp_path / "cache")
+        assert not isinstance(data.images, np.memmap)
+        assert not (tmp_path / "cache").exists()
+
+    def test_changed_source_never_meets_the_old_cache(self, npz, tmp_path):
+        cache = tmp_path / "cache"
+        load_unlabelled("chest", path=npz, cache=cache, mmap_above=0)
+        np.savez_compressed(npz, images=255 - PIXELS)
+        data = load_unlabelled("chest", path=npz, cache=cache, mmap_above=0)
+        assert np.array_equal(data.images, 255 - PIXELS)
+        assert len(list(cache.iterdir())) == 2
+
+    def test_splits_have_their_own_cache(self, tmp_path):
+        (path,) = write_phantoms(tmp_path, counts={"chestmnist": (30, 20, 25)})
+        cache = tmp_path / "cache"
+        sizes = [
+            len(load_unlabelled("c", path=path, split=s, cache=cache, mmap_above=0)) for s in ("train", "all")
+        ]
+        assert sizes == [30, 75]
+
+    @pytest.mark.parametrize("damage", [b"", b"junk", None])
+    def test_damaged_cache_is_rebuilt(self, npz, tmp_path, damage):
+        cache = tmp_path / "cache"
+        load_unlabelled("chest", path=npz, cache=cache, mmap_above=0)
+        (file,) = cache.iterdir()
+        file.write_bytes(file.read_bytes()[:-100] if damage is None else damage)
+        data = load_unlabelled("chest", path=npz, cache=cache, mmap_above=0)
+        assert np.array_equal(data.images, PIXELS)
+
+    def test_damaged_source_leaves_no_cache(self, npz, tmp_path):
+        cache = tmp_path / "cache"
+        damaged = bytearray(npz.read_bytes())
+        damaged[len(damaged) // 2] ^= 0xFF
+        npz.write_bytes(damaged)
+        assert "truncated, damaged or no .npz" in rejected(npz, cache=cache, mmap_above=0)
+        assert list(cache.iterdir()) == []
+
+    def test_full_disk(self, npz, tmp_path, monkeypatch):
+        def full(handle):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.fsync", full)
+        message = rejected(npz, error=StorageError, cache=tmp_path / "cache", mmap_above=0)
+        assert "the disk is full" in message
+        assert list((tmp_path / "cache").iterdir()) == []
+
+
+class TestFolder:
+    def test_sorted_by_relative_name_and_exact_at_the_same_size(self, folder):
+        data = load_unlabelled("mine", path=folder)
+        assert np.array_equal(data.images, PIXELS[[2, 1, 0]])
+        assert (data.channels, len(data), data.split) == (1, 3, "all")
+
+    def test_sha256_follows_content_and_names(self, folder):
+        before = load_unlabelled("mine", path=folder).sha256
+        assert load_unlabelled("mine", path=folder).sha256 == before
+        (folder / "a.png").rename(folder / "c.png")
+        renamed = load_unlabelled("mine", path=folder).sha256
+        Image.fromarray(PIXELS[5]).save(folder / "c.png")
+        assert len({before, renamed, load_unlabelled("mine", path=folder).sha256}) == 3
+
+    def test_one_colour_image_makes_all_rgb(self, folder):
+        colour = RNG.integers(0, 256, (28, 28, 3), dtype=np.uint8)
+        Image.fromarray(colour).save(folder / "z.png")
+        data = load_unlabelled("mine", path=folder)
+        assert data.images.shape == (4, 28, 28, 3)
+        assert np.array_equal(data.images[3], colour)
+        assert np.array_equal(data.images[0], np.stack([PIXELS[2]] * 3, axis=-1))
+
+    def test_gray_content_saved_as_rgb_is_gray(self, tmp_path):
+        Image.fromarray(np.stack([PIXELS[0]] * 3, axis=-1)).save(tmp_path / "a.png")
+        assert np.array_equal(load_unlabelled("mine", path=tmp_path).images, PIXELS[:1])
+
+    def test_centre_square_of_a_wide_image(self, tmp_path):
+        wide = np.zeros((28, 60), np.uint8)
+        wide[:, 16:44] = PIXELS[0]
+        Image.fromarray(wide).save(tmp_path / "a.png")
+        assert np.array_equal(load_unlabelled("mine", path=tmp_path).images, PIXELS[:1])
+
+    def test_resize_is_antialiased(self, tmp_path):
+        board = np.indices((280, 280)).sum(axis=0) % 2 * 255  # a plain subsampling would give 0 or 255
+        Image.fromarray(board.astype(np.uint8)).save(tmp_path / "a.png")
+        images = load_unlabelled("mine", path=tmp_path).images
+        assert images.shape == (1, 28, 28)
+        assert abs(images.astype(int) - 127).max() <= 2
+
+    def test_sixteen_bits_are_scaled_not_clipped(self, tmp_path):
+        Image.fromarray(PIXELS[0].astype(np.uint16) * 257).save(tmp_path / "a.png")
+        assert np.array_equal(load_unlabelled("mine", path=tmp_path).images, PIXELS[:1])
+
+    def test_jpeg_and_palette(self, tmp_path):
+        smooth = np.linspace(0, 255, 28).astype(np.uint8)[None].repeat(28, axis=0)
+        Image.fromarray(smooth).save(tmp_path / "a.jpeg", quality=95)
+        Image.fromarray(smooth).convert("P").save(tmp_path / "b.png")
+        images = load_unlabelled("mine", path=tmp_path).images
+        assert images.shape == (2, 28, 28)
+        assert abs(images.astype(int) - smooth).max() <= 6
+
+    def test_cache_is_reused_without_decoding(self, folder, tmp_path, monkeypatch):
+        cache = tmp_path / "cache"
+        first = load_unlabelled("mine", path=folder, cache=cache)
+        assert isinstance(first.images, np.memmap)
+
+        def refuse(*args, **kwargs):
+            raise AssertionError("decoded again")
+
+        monkeypatch.setattr("app.data.unlabelled._decode", refuse)
+        again = load_unlabelled("mine", path=folder, cache=cache)
+        assert np.array_equal(again.images, PIXELS[[2, 1, 0]])
+
+    def test_sizes_have_their_own_cache(self, folder, tmp_path):
+        cache = tmp_path / "cache"
+        assert load_unlabelled("mine", path=folder, cache=cache).images.shape == (3, 28, 28)
+        assert load_unlabelled("mine", path=folder, cache=cache, size=64).images.shape == (3, 64, 64)
+
+    def test_no_images(self, tmp_path):
+        assert "holds no PNG or JPEG images" in rejected(tmp_path)
+
+    @pytest.mark.parametrize("mode", ["L", "RGB"])
+    def test_truncated_image_is_named(self, tmp_path, mode):
+        file = tmp_path / "a.png"
+        Image.fromarray(RNG.integers(0, 256, (64, 64), dtype=np.uint8)).convert(mode).save(file)
+        file.write_bytes(file.read_bytes()[:-900])
+        assert rejected(tmp_path).startswith(f"{file}: damaged image")
+
+    def test_foreign_content_is_named(self, tmp_path):
+        file = tmp_path / "a.jpg"
+        file.write_bytes(b"<html>login first</html>")
+        assert rejected(tmp_path).startswith(f"{file}: not a readable PNG or JPEG image")
