@@ -158,10 +158,17 @@ def run(
     weights: Weights = None,
     device: Device = None,
     threads: Threads = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Jobs at a time, which share the CPU threads.")] = 1,
     overwrite: Overwrite = False,
 ) -> None:
     """Run a whole study on this machine: plan, pretrain, downstream, report."""
-    _run(store, _config(preset, overrides, sources, data_root, weights, device, threads), run_id, overwrite)
+    from app.stages.run import run_study
+
+    config = _config(preset, overrides, sources, data_root, weights, device, threads)
+    name, summary, errors = run_study(_store(store), config, run_id, workers=workers, overwrite=overwrite)
+    _show(store, name, summary)
+    if errors:
+        raise errors[0]
 
 
 @app.command(epilog=example("views --method byol_plus --data-root ~/.medmnist --out views.png"))
@@ -272,15 +279,6 @@ def _pretraining_source(overrides: list[str] | None, sources: list[str] | None) 
     if sources and len(sources) == 1 and not any(override.startswith("data.pretrain=") for override in overrides):
         overrides.append(f"data.pretrain={sources[0].split('=')[0]}")
     return overrides
-
-
-def _run(store: str, config: Config, run_id: str | None, overwrite: bool) -> None:
-    from app.stages.run import run_study
-
-    name, summary, errors = run_study(_store(store), config, run_id, overwrite=overwrite)
-    _show(store, name, summary)
-    if errors:
-        raise errors[0]
 
 
 def _show(store: str, run_id: str, summary: ReportSummary) -> None:

@@ -136,6 +136,7 @@ class Progress:
     """
 
     every_seconds = 5.0
+    bars = True  # False in the workers of a runner, whose bars would overwrite each other
 
     def __init__(self, stage: str, **context: Any) -> None:
         self.stage, self.context = stage, context
@@ -144,7 +145,7 @@ class Progress:
     def say(self, message: str, **fields: Any) -> None:
         """Print one message at once."""
         if sys.stderr.isatty():
-            print(f"{self.stage}: {message}", file=sys.stderr)
+            print(f"{self.stage}: {message}", file=sys.stderr, flush=True)
         else:
             self._line(message=message, **fields)
 
@@ -170,7 +171,7 @@ class Bar:
         self._progress, self._total, self._done = progress, total, done
         self._last = 0.0
         self._rich: Any = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and Progress.bars:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
@@ -191,7 +192,7 @@ class Bar:
         if self._rich is not None:
             note = "  ".join(f"{key} {value:.4g}" for key, value in fields.items())
             self._rich.update(self._task, completed=self._done, note=note)
-        elif now - self._last >= self._progress.every_seconds or last_step:
+        elif not sys.stderr.isatty() and (now - self._last >= self._progress.every_seconds or last_step):
             self._progress._line(done=self._done, total=self._total, **fields)
             self._last = now
         if self._progress._file and (now - self._last < 0.001 or last_step):

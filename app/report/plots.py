@@ -52,7 +52,8 @@ PALETTE = {
     **{colour: f"--m-other-{i}" for i, (colour, _) in enumerate(_OTHERS)},
 }
 
-_STYLE: dict[str, Any] = {
+# Any: matplotlib types the keys of a style as some 300 literals.
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "font.family": "DejaVu Sans",  # ships with matplotlib, so the layout is the same everywhere
@@ -496,7 +497,7 @@ def roc_curve(positive: NDArray[np.bool_], score: NDArray[np.float64]) -> NDArra
     ends = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))  # one point for each distinct score
     tpr = np.concatenate([[0.0], hits[ends] / hits[-1]])
     fpr = np.concatenate([[0.0], (ends + 1 - hits[ends]) / (~positive).sum()])
-    return np.interp(_FPR, fpr, tpr)  # at a vertical step numpy takes its upper end
+    return np.asarray(np.interp(_FPR, fpr, tpr))  # at a vertical step numpy takes its upper end
 
 
 def macro_roc(y: Labels, scores: NDArray[np.float64], task: str) -> NDArray[np.float64] | None:

@@ -41,7 +41,12 @@ VERDICTS = {
     "unknown": "nothing can be said without an interval",
 }
 MARKS = {"better": "▲", "worse": "▼", "unsettled": "◇", "none": "=", "unknown": "?"}
+CSV_COLUMNS = (
+    *("kind", "dataset", "protocol", "method", "baseline", "metric", "interval"),
+    *("n", "estimate", "low", "high", "paper", "synthetic"),
+)
 NOT_DONE = "—"
+MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def signed(value: float) -> str:
     """Three decimals with a sign (a real minus); "n/a" for NaN."""
-    return "n/a" if not math.isfinite(value) else f"{value:+.3f}".replace("-", "−")
+    return "n/a" if not math.isfinite(value) else f"{value:+.3f}".replace("-", MINUS)
 
 
 def mean_and_half_width(interval: Interval) -> str:
@@ -142,7 +147,7 @@ def mean_and_half_width(interval: Interval) -> str:
 
 
 def span(interval: Interval | None) -> str:
-    """``−0.002 to +0.044``."""
+    """Both ends with their signs; a dash where there is no interval."""
     known = interval is not None and interval.known
     return f"{signed(interval.low)} to {signed(interval.high)}" if known and interval else NOT_DONE
 
@@ -228,7 +233,7 @@ def differences_table(analysis: Analysis) -> Table:
     rows = [
         Row(
             study.title(c.dataset),
-            f"{PROTOCOLS.get(c.protocol, c.protocol)}: {method_name(c.method)} − {method_name(c.baseline)}",
+            f"{PROTOCOLS.get(c.protocol, c.protocol)}: {method_name(c.method)} {MINUS} {method_name(c.baseline)}",
             (
                 Cell(signed(c.difference), c.verdict),
                 Cell(span(c.seeds), note=f"n = {c.seeds.n}"),
@@ -281,7 +286,7 @@ def sentence(study: Study, c: Comparison) -> str:
         intervals.append(f"over {c.seeds.n} seeds {span(c.seeds)}")
     return (
         f"On {study.title(c.dataset)}, {PROTOCOLS.get(c.protocol, c.protocol).lower()}: "
-        f"{method_name(c.method)} − {method_name(c.baseline)} = {signed(c.difference)} AUROC"
+        f"{method_name(c.method)} {MINUS} {method_name(c.baseline)} = {signed(c.difference)} AUROC"
         f"{' (' + '; '.join(intervals) + ')' if intervals else ''}: {reading(c)}."
     )
 
@@ -640,7 +645,23 @@ def csv_text(analysis: Analysis) -> str:
     study = analysis.study
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["kind", "dataset", "protocol", "method", "baseline", "metric", "interval", "n", "estimate", "low", "high", "paper", "synthetic"])
+    writer.writerow(
+        [
+            "kind",
+            "dataset",
+            "protocol",
+            "method",
+            "baseline",
+            "metric",
+            "interval",
+            "n",
+            "estimate",
+            "low",
+            "high",
+            "paper",
+            "synthetic",
+        ]
+    )
 
     def line(kind: str, key: CellKey, baseline: str, metric: str, over: str, i: Interval, paper: float | None) -> None:
         values = ("" if v is None or not math.isfinite(v) else f"{v:.6f}" for v in (i.mean, i.low, i.high))
