@@ -119,10 +119,11 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum and layer-wise adaptive rates (You et al. 2017, algorithm 1).
+    """SGD with momentum and layer-wise adaptive rates (You et al. 2017), as DeepMind's BYOL code has it.
 
-    Each tensor of an ``adapt`` group moves by ``trust * |w| / |g + wd * w|`` times the learning rate;
-    groups with ``adapt`` false (biases, norms) are plain SGD.
+    In an ``adapt`` group ``u = g + wd * w`` is scaled by ``trust * |w| / |u|`` before it joins the velocity
+    (You's algorithm 1 divides by ``|g| + wd * |w|``); groups with ``adapt`` false (biases, norms) are plain
+    SGD. The learning rate multiplies the velocity when it is applied.
 
     Args:
         groups: parameter groups with ``weight_decay`` and ``adapt``.

@@ -17,6 +17,8 @@ from app.errors import InputError
 from app.storage import MissingObject, Store, sha256
 
 VERSION = 1
+# torch.save writes a zip, and before torch 1.6 wrote a pickle of its magic number (torchvision's older files)
+TORCH_SAVE = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
 
 
 def pointer(key: str, data: bytes) -> dict[str, Any]:
@@ -94,10 +96,14 @@ def save_checkpoint(store: Store, folder: str, step: int, state: dict[str, Any],
     data = buffer.getvalue()
     name = f"checkpoints/{step:08d}-{secrets.token_hex(4)}.pt"
     store.write(f"{folder}/{name}", data)
-    kept = [{"step": step} | pointer(name, data), *_kept(store, folder)]
-    write_json(store, f"{folder}/latest.json", {"version": VERSION, "checkpoints": kept[:keep]})
-    for old in kept[keep:]:
-        store.delete(f"{folder}/{old['key']}")
+    before = _kept(store, folder)
+    # One at or beyond this step was damaged, or we would not be here: it must not crowd out an undamaged one.
+    earlier = [entry for entry in before if entry["step"] < step][: keep - 1]
+    kept = [{"step": step} | pointer(name, data), *earlier]
+    write_json(store, f"{folder}/latest.json", {"version": VERSION, "checkpoints": kept})
+    for entry in before:
+        if entry not in earlier:
+            store.delete(f"{folder}/{entry['key']}")
 
 
 def load_checkpoint(store: Store, folder: str, *, warn: Callable[[str], None]) -> dict[str, Any] | None:
@@ -139,7 +145,11 @@ def _kept(store: Store, folder: str) -> list[dict[str, Any]]:
         latest = read_json(store, f"{folder}/latest.json")
     except MissingObject:
         return []
-    checkpoints: list[dict[str, Any]] = latest["checkpoints"]
+    checkpoints = latest.get("checkpoints")
+    if not isinstance(checkpoints, list) or not all(
+        isinstance(entry, dict) and {"step", "key", "size", "sha256"} <= entry.keys() for entry in checkpoints
+    ):
+        raise InputError(f"{store.uri}/{folder}/latest.json: damaged, not a list of checkpoints; use --overwrite")
     return checkpoints
 
 
@@ -154,7 +164,7 @@ def parse_weights(data: bytes, *, source: str) -> tuple[dict[str, Tensor], dict[
     Raises:
         InputError: damaged, or something else than a state dict.
     """
-    if data[:2] == b"PK":  # a zip: torch.save, as torchvision's own weights are
+    if data.startswith(TORCH_SAVE):
         try:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, cast, get_args
 
 import typer
-from click import ClickException
 
 from app.errors import AppError, UsageError
 
@@ -94,9 +93,7 @@ def pretrain(
     from app.stages import pretrain as stage
 
     name = _method(method)
-    asked = _pretraining_source(overrides, sources)
-    config = _config(preset, asked, sources, data_root, weights, device, threads)
-    run = _open(store, run_id, config, explicit=bool(preset or overrides))
+    run = _open(store, run_id, preset, overrides, sources, data_root, weights, device, threads)
     record = stage.run(run, method=name, seed=seed, overwrite=overwrite)
     print(f"{store}/runs/{run_id}/pretrain/{record['key']}/encoder.safetensors")
 
@@ -130,8 +127,7 @@ def downstream(
 
     if protocol not in get_args(ProtocolName):
         raise UsageError(f"--protocol {protocol}: unknown; choose from {', '.join(get_args(ProtocolName))}")
-    config = _config(preset, overrides, sources, data_root, weights, device, threads)
-    run = _open(store, run_id, config, explicit=bool(preset or overrides))
+    run = _open(store, run_id, preset, overrides, sources, data_root, weights, device, threads)
     record = stage.run(
         run, dataset=dataset, init=init, protocol=cast("ProtocolName", protocol), seed=seed, overwrite=overwrite
     )
@@ -259,10 +255,34 @@ def _store(uri: str) -> Store:
     return open_store(uri)
 
 
-def _open(store: str, run_id: str, config: Config, *, explicit: bool) -> Run:
-    from app.stages.experiment import open_run
+def _open(
+    store: str,
+    run_id: str,
+    preset: str | None,
+    overrides: list[str] | None,
+    sources: list[str] | None,
+    data_root: str | None,
+    weights: str | None,
+    device: str | None,
+    threads: int | None,
+) -> Run:
+    """Open a run for one job: with its planned settings if it has a plan, else with a preset's."""
+    from app.config import load_config
+    from app.stages.experiment import open_run, planned_settings
 
-    return open_run(_store(store), run_id, config, explicit=explicit)
+    opened = _store(store)
+    planned = planned_settings(opened, run_id)
+    config = load_config(
+        preset or "recommended",
+        overrides or [] if planned else _pretraining_source(overrides, sources),
+        base=None if preset else planned,
+        sources=sources or [],
+        data_root=data_root,
+        imagenet_weights=weights,
+        device=device,
+        threads=threads,
+    )
+    return open_run(opened, run_id, config)
 
 
 def _method(name: str) -> Method:
@@ -296,7 +316,7 @@ def main() -> NoReturn:
     except AppError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
-    except ClickException as error:
+    except typer.TyperException as error:
         print(f"error: {error.format_message()} (--help shows the options)", file=sys.stderr)
         code = UsageError.exit_code
     except MemoryError:

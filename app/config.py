@@ -6,6 +6,7 @@ No field has a default here: ``presets/recommended.yaml`` is complete, and every
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -33,7 +34,7 @@ Range = tuple[NotNegative, NotNegative]
 class Section(BaseModel):
     """A part of the configuration: immutable, without unknown keys or silent conversions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> Section:
@@ -201,6 +202,7 @@ def load_config(
     preset: str,
     overrides: Iterable[str] = (),
     *,
+    base: Mapping[str, Any] | None = None,
     sources: Iterable[str] = (),
     data_root: str | None = None,
     imagenet_weights: str | None = None,
@@ -212,6 +214,7 @@ def load_config(
     Args:
         preset: name of a preset, or path of a YAML file (``.yaml``).
         overrides: ``section.key=value`` each, the value in YAML.
+        base: a configuration as plain values to start from, instead of the preset.
         sources: ``name=URI[:task]`` each: where own data lies.
         data_root: folder to look for data sets in first.
         imagenet_weights: file of an ImageNet state dict, instead of a download.
@@ -221,10 +224,12 @@ def load_config(
     Raises:
         UsageError: unknown preset or key (the nearest known one is named), or a value out of range.
     """
-    tree = _load_preset(preset)
-    tree["preset"] = Path(preset).stem
-    tree["data_root"] = data_root
-    tree["imagenet_weights"] = imagenet_weights
+    if base is None:
+        tree = _load_preset(preset) | {"preset": Path(preset).stem, "data_root": None, "imagenet_weights": None}
+    else:
+        tree = copy.deepcopy(dict(base))
+    tree["data_root"] = data_root or tree["data_root"]
+    tree["imagenet_weights"] = imagenet_weights or tree["imagenet_weights"]
     tree["sources"] = dict(tree.get("sources") or {})
     for source in sources:
         name, separator, uri = source.partition("=")
@@ -234,10 +239,10 @@ def load_config(
     for override in overrides:
         _apply(tree, override)
     if device is not None:
-        tree["runtime"]["device"] = device
+        _apply(tree, f"runtime.device={device}")
     if threads is not None:
-        tree["runtime"]["threads"] = threads
-    return parse_config(tree, where=f"preset {preset}")
+        _apply(tree, f"runtime.threads={threads}")
+    return parse_config(tree, where=f"preset {tree['preset']}")
 
 
 def parse_config(tree: Mapping[str, Any], *, where: str) -> Config:
@@ -247,7 +252,8 @@ def parse_config(tree: Mapping[str, Any], *, where: str) -> Config:
         UsageError: one line that names the key, what is wrong with it, and where it was read.
     """
     try:
-        return Config.model_validate_json(json.dumps(tree))
+        # YAML knows dates, JSON does not: as text they meet the same checks as everything else.
+        return Config.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
         raise UsageError(f"{where}: {_explain(error)}") from error
 
@@ -292,13 +298,16 @@ def _parse_yaml(text: str, where: str) -> Any:
         raise UsageError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
 
 
-def _load_preset(preset: str) -> dict[str, Any]:
+def _load_preset(preset: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
+    if preset in extended_by:
+        raise UsageError(f"--preset {extended_by[0]}: {' extends '.join([*extended_by, preset])}, a circle")
     if preset.endswith(".yaml"):
         try:
             text = Path(preset).read_text()
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "not text"
             raise UsageError(
-                f"--preset {preset}: cannot read it ({error.strerror}); give a preset's name or a YAML file"
+                f"--preset {preset}: cannot read it ({why}); give a preset's name or a YAML file"
             ) from error
     elif preset in presets():
         text = (resources.files("app") / "presets" / f"{preset}.yaml").read_text()
@@ -308,7 +317,11 @@ def _load_preset(preset: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UsageError(f"preset {preset}: not a mapping of sections; see app/presets/recommended.yaml")
     base = tree.pop("extends", None)
-    return _merge(_load_preset(base), tree) if base else tree
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise UsageError(f"preset {preset}: extends: give one preset's name or YAML file, not {base!r}")
+    return _merge(_load_preset(base, (*extended_by, preset)), tree)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -326,9 +339,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     *sections, last = key.split(".")
     node = tree
     for depth, name in enumerate([*sections, last]):
-        if name not in node or (depth < len(sections) and not isinstance(node[name], dict)):
-            near = _nearest(name, node)
-            raise UsageError(f"--set {override}: unknown key {name!r}{near}")
+        if name not in node:
+            raise UsageError(f"--set {override}: unknown key {name!r}{_nearest(name, node)}")
+        if depth < len(sections) and not isinstance(node[name], dict):
+            raise UsageError(f"--set {override}: {name!r} is a value, there is nothing below it")
         if depth < len(sections):
             node = node[name]
     node[last] = _parse_yaml(value, f"--set {override}")

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from app import metrics
 from app.byol import OptimizerName, build_optimizer
 from app.draws import epoch_order
+from app.errors import CollapseError
 from app.networks import Classifier, Encoder, normalise, to_float
 from app.schedules import learning_rate
 
@@ -58,7 +59,8 @@ class Recipe:
         learning_rate: its peak; there is no warm-up.
         weight_decay: on kernels and matrices, not on biases and norms.
         cosine: decay the learning rate to 0 by half a cosine.
-        standardise: scale each feature of a frozen encoder to mean 0 and std 1 over the training images.
+        standardise: scale each feature of a frozen encoder to mean 0 and std 1 over the training images
+            (one that is constant there is only shifted).
     """
 
     epochs: int
@@ -179,6 +181,9 @@ def fit(
 
     Returns:
         The best epoch and the curves.
+
+    Raises:
+        CollapseError: the loss is not finite.
     """
     if protocol.frozen:
         return _fit_head(classifier, train, val, recipe, task, key, check)
@@ -202,7 +207,10 @@ def _fit_head(
     x, x_val = encode(classifier.encoder, train.images), encode(classifier.encoder, val.images)
     shift, scale = torch.zeros_like(x[0]), torch.ones_like(x[0])
     if recipe.standardise:
-        shift, scale = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
+        shift, scale = x.mean(0), x.std(0, correction=0)
+        # A feature that never varies in training must not explode where it first does (a few images leave
+        # many units of a ReLU silent): scaled by 1, not by next to nothing.
+        scale = torch.where(scale > 1e-6, scale, 1.0)
         x, x_val = (x - shift) / scale, (x_val - shift) / scale
     head = classifier.head
 
@@ -254,12 +262,18 @@ def _loop(
             losses.append(loss.detach() * len(at))
             step += 1
         logits = predict_val()
+        train_loss = float(torch.stack(losses).sum() / len(labels))
         val_loss = float(task_loss(logits, val.labels, task))
+        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+            raise CollapseError(
+                f"downstream: the loss is {train_loss} in training and {val_loss} in validation at epoch {epoch}; "
+                "lower the protocol's learning_rate"
+            )
         auroc = metrics.auroc(val_labels, probabilities(logits, task), task)
         outcome.curves.append(
             {
                 "epoch": epoch,
-                "train_loss": float(torch.stack(losses).sum() / len(labels)),
+                "train_loss": train_loss,
                 "val_loss": val_loss,
                 "val_auroc": None if math.isnan(auroc) else auroc,
             }

@@ -50,7 +50,7 @@ def per_class_auroc(labels: Ints, scores: Floats, task: str) -> list[float]:
         One value if binary (P(1) against class 1), one per class or label otherwise.
     """
     if task == MULTI_LABEL:
-        truth, scores = labels, scores
+        truth = labels
     elif task == BINARY:
         truth, scores = labels[:, :1], scores[:, 1:]
     else:

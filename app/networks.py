@@ -20,7 +20,7 @@ ARCHITECTURES = (
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """A 3x3 convolution that leaves out the products with padding when the map is 2x2 or 1x1.
+    """A 3x3 convolution without bias that leaves out the products with padding on 2x2 and 1x1 maps.
 
     On such maps most of a 3x3 kernel falls on padding. The same linear map is written as one matrix
     product over the taps that touch data: every output position of a 2x2 (or 1x1) map sees every input
@@ -111,11 +111,15 @@ class Encoder(nn.Module):
     def load_plain_state(self, state: dict[str, Tensor], *, source: str) -> None:
         """Load a plain torchvision ResNet state dict strictly; ``fc.*`` is left out.
 
+        ``num_batches_tracked`` may be missing, as in files older than torch 0.4.1 (torchvision's first
+        ImageNet weights among them): nothing here reads it.
+
         Raises:
             InputError: a key is missing or unknown, or a shape differs.
         """
         state = {key: value for key, value in state.items() if not key.startswith("fc.")}
         own = self.resnet.state_dict()
+        state = {key: value for key, value in own.items() if key.endswith(".num_batches_tracked")} | state
         wrong = sorted(own.keys() ^ state.keys()) or sorted(k for k in own if own[k].shape != state[k].shape)
         if wrong:
             raise InputError(
@@ -127,7 +131,8 @@ class Encoder(nn.Module):
 
 def _use_small_map_convolutions(module: nn.Module) -> None:
     for child in module.modules():
-        if type(child) is nn.Conv2d and child.kernel_size == (3, 3) and child.padding == (1, 1) and child.groups == 1:
+        plain = type(child) is nn.Conv2d and child.groups == 1 and child.bias is None
+        if plain and child.kernel_size == (3, 3) and child.padding == (1, 1):
             child.__class__ = SmallMapConv2d
 
 

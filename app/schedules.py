@@ -24,7 +24,7 @@ def learning_rate(step: int, *, peak: float, total_steps: int, warmup_steps: int
 def ema_momentum(step: int, *, base: float, total_steps: int, cosine: bool) -> float:
     """EMA momentum of the target network: from ``base`` to 1 by half a cosine, or constant.
 
-    ``1 - (1 - base) * (cos(pi * step / total_steps) + 1) / 2`` (Grill et al. 2020, section 3.2).
+    ``1 - (1 - base) * (cos(pi * step / total_steps) + 1) / 2`` (Grill et al. 2020, section 3.3).
     """
     if not cosine:
         return base

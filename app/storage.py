@@ -127,7 +127,11 @@ class FolderStore:
 
     def exists(self, key: str) -> bool:
         """Say whether there is an object under ``key``."""
-        return self._path(key).is_file()
+        path = self._path(key)
+        try:
+            return path.is_file()
+        except OSError as error:
+            raise _explain(error, path) from error
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys that start with the folder ``prefix``, sorted."""
@@ -152,6 +156,8 @@ def _explain(error: OSError, path: Path) -> InputError | StorageError | UsageErr
         return UsageError(f"{path}: no permission; choose another --store or change the folder's owner")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"{path}: the disk is full; make room and run the same command again")
+    if error.errno == errno.ENAMETOOLONG:
+        return UsageError(f"{path}: the name is too long for this file system; choose a shorter --run-id")
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return UsageError(f"{path}: a file stands where a folder is needed; choose another --store")
     return StorageError(f"{path}: {error.strerror or error}; run the same command again once storage works")

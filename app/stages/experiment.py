@@ -46,39 +46,36 @@ class Run:
         return f"{self.folder}/downstream/{key}"
 
 
-def open_run(store: Store, run_id: str, asked: Config, *, explicit: bool) -> Run:
-    """Open a run: with its planned configuration if it has one, else with the one asked for.
+def planned_settings(store: Store, run_id: str) -> dict[str, Any] | None:
+    """Return the configuration, as plain values, that a run was planned with; None if it was not planned."""
+    key = f"runs/{run_id}/experiment.json"
+    settings: dict[str, Any] | None = read_json(store, key)["config"] if store.exists(key) else None
+    return settings
 
-    The planned science wins; runtime settings and data locations asked for now replace the planned ones.
+
+def open_run(store: Store, run_id: str, asked: Config) -> Run:
+    """Open a run for one of its jobs.
 
     Args:
         store: the store.
         run_id: the run's name.
         asked: the configuration that the command line describes.
-        explicit: the command line names a preset or overrides, which must then agree with the plan.
 
     Raises:
-        UsageError: the command line asks for another experiment than the planned one.
+        UsageError: the run was planned, as another experiment.
     """
-    key = f"runs/{run_id}/experiment.json"
-    if not store.exists(key):
+    settings = planned_settings(store, run_id)
+    if settings is None:
         return Run(store, run_id, asked)
-    planned = parse_config(read_json(store, key)["config"], where=f"{store.uri}/{key}")
-    changes = difference(planned.science(), asked.science())
-    if explicit and changes:
+    planned = parse_config(settings, where=f"{store.uri}/runs/{run_id}/experiment.json")
+    if asked.data.phantoms == "if_missing":  # the plan has decided
+        asked = asked.model_copy(update={"data": asked.data.model_copy(update={"phantoms": planned.data.phantoms})})
+    if changes := difference(planned.science(), asked.science()):
         raise UsageError(
             f"--run-id {run_id}: was planned with other settings ({'; '.join(changes[:3])}); "
             "leave --preset and --set out, or choose another --run-id"
         )
-    merged = planned.model_copy(
-        update={
-            "runtime": asked.runtime,
-            "sources": planned.sources | asked.sources,
-            "data_root": asked.data_root or planned.data_root,
-            "imagenet_weights": asked.imagenet_weights or planned.imagenet_weights,
-        }
-    )
-    return Run(store, run_id, merged)
+    return Run(store, run_id, asked)
 
 
 def finished(store: Store, folder: str, science: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:

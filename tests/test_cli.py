@@ -1,0 +1,217 @@
+"""The command line: each wrong input is one clear line with the documented exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app import cli
+from app.data import write_phantoms
+
+TINY = [
+    "--preset", "smoke", "--set", "runtime.device=cpu", "--set", "runtime.threads=1",
+    "--set", "data.phantoms=never", "--set", "data.subset=64", "--set", "pretrain.epochs=1",
+    "--set", "pretrain.batch_size=32", "--set", "study.methods=[byol]",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(root)
+    return root
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run the command line in this process; return exit code, standard output and standard error."""
+
+    def run(*args: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["app", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def errors(stderr: str) -> list[str]:
+    """The lines of standard error that are not progress."""
+    return [line for line in stderr.splitlines() if not line.startswith("{")]
+
+
+def test_every_stage_has_help_with_an_example(call):
+    code, out, _ = call("--help")
+    assert code == 0
+    for stage in ("plan", "pretrain", "downstream", "report", "run", "views", "ls"):
+        assert f" {stage} " in out
+        code, text, _ = call(stage, "--help")
+        assert code == 0
+        assert f"Example: python -m app {stage}" in text
+    code, text, _ = call("data", "fetch", "--help")
+    assert code == 0
+    assert "Example: python -m app data fetch" in text
+
+
+def test_examples_in_the_help_parse(call, monkeypatch):
+    """Each example's options exist: with --help appended it parses as far as the help."""
+    for command in cli.app.registered_commands:
+        words = str(command.epilog).split("python -m app ")[1].split()
+        assert call(*words, "--help")[0] == 0, words
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; sys.argv=['app','--help']\nfrom app.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('torch','kornia','matplotlib','boto3','sklearn') if m in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+WRONG = {
+    "unknown command": (["pretrian"], 2, "No such command 'pretrian'"),
+    "unknown option": (["ls", "--stoer", "x"], 2, "--stoer"),
+    "missing option": (["pretrain", "--method", "byol"], 2, "--run-id"),
+    "unknown method": (["pretrain", "--run-id", "r", "--method", "simclr"], 2, "--method simclr: unknown"),
+    "unknown preset": (["plan", "--preset", "recomended"], 2, "did you mean 'recommended'"),
+    "preset file missing": (["plan", "--preset", "none.yaml"], 2, "cannot read it"),
+    "unknown key": (["plan", "--set", "pretrain.epoch=3"], 2, "did you mean 'epochs'"),
+    "wrong type": (["plan", "--set", "pretrain.epochs=ten"], 2, "pretrain.epochs: input should be a valid integer"),
+    "out of range": (["plan", "--set", "pretrain.learning_rate=-1"], 2, "pretrain.learning_rate"),
+    "size": (["plan", "--set", "data.size=32"], 2, "28, 64, 128 or 224"),
+    "not an assignment": (["plan", "--set", "pretrain.epochs"], 2, "section.key=value"),
+    "bad source": (["plan", "--data", "chest"], 2, "name=URI"),
+    "bad yaml": (["plan", "--set", "study.seeds=[1"], 2, "not valid YAML"),
+    "unknown store": (["ls", "--store", "ftp://host/x"], 2, "unknown kind of store"),
+    "unknown run": (["ls", "--run-id", "nothing"], 66, "no such run"),
+    "report of nothing": (["report", "--run-id", "nothing"], 66, "no such run"),
+    "unknown data set": (["data", "fetch", "--dataset", "lungmnist"], 2, "lungmnist"),
+    "fetch size": (["data", "fetch", "--dataset", "breastmnist", "--size", "30"], 2, "--size 30"),
+    "missing source": (["pretrain", "--run-id", "r", "--method", "byol", "--data", "c=none.npz"], 66, "none.npz"),
+    "unknown protocol": (
+        ["downstream", "--run-id", "r", "--dataset", "d", "--init", "random", "--protocol", "probe"],
+        2,
+        "--protocol probe: unknown",
+    ),
+    "threads": (["run", "--threads", "0"], 2, "--threads"),
+    "device": (["run", "--device", "gpu"], 2, "device"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_one_line(call, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    args, expected, message = WRONG[name]
+    code, out, err = call(*args)
+    assert (code, len(errors(err))) == (expected, 1), err
+    assert message in err
+    assert "Traceback" not in err + out
+    assert not any(tmp_path.rglob("*")), "a failed command left something behind"
+
+
+def test_cuda_without_gpu_fails(call, tmp_path, phantoms):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    args = ["--store", tmp_path, "--run-id", "r", "--data-root", phantoms]
+    code, _, err = call("pretrain", "--method", "byol", *args, *TINY, "--device", "cuda")
+    assert code == 2
+    assert "--device cuda: no usable GPU" in err
+
+
+def test_missing_data_set_says_how_to_get_it(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("MEDMNIST_ROOT", raising=False)
+    code, _, err = call("plan", "--store", tmp_path / "s")
+    assert code == 66
+    assert "data fetch --dataset pneumoniamnist" in err
+    assert len(errors(err)) == 1
+
+
+def test_k_larger_than_a_class_fails_when_planned(call, tmp_path, phantoms):
+    args = ["--store", tmp_path / "s", "--data-root", phantoms, *TINY, "--set", "protocols.few_shot.k=60"]
+    code, _, err = call("plan", *args)
+    assert code == 2
+    assert "k=60 is larger than class" in err
+    assert not (tmp_path / "s").exists()
+
+
+def test_real_and_synthetic_data_do_not_mix(call, tmp_path, phantoms):
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{split}_{kind}": rng.integers(
+            0, 256 if kind == "images" else 2, (80, 28, 28) if kind == "images" else (80, 1)
+        )
+        for split in ("train", "val", "test")
+        for kind in ("images", "labels")
+    }
+    np.savez(tmp_path / "own.npz", **{k: v.astype(np.uint8) for k, v in arrays.items()})
+    args = ["--data-root", phantoms, "--data", f"own={tmp_path / 'own.npz'}:binary", *TINY]
+    code, _, err = call("plan", "--store", tmp_path / "s", *args, "--set", "study.datasets=[own]")
+    assert code == 66
+    assert "some data sets are real and some are phantoms" in err
+
+
+def test_the_stages_one_by_one(call, tmp_path, phantoms):
+    """Plan, pretrain, downstream and report as separate commands; then the ways in which they refuse."""
+    store = ["--store", str(tmp_path / "s")]
+    study = ["--set", "study.datasets=[breastmnist]", "--set", "study.protocols=[linear_probe]"]
+    code, out, err = call("plan", *store, "--data-root", phantoms, *TINY, *study)
+    assert code == 0, err
+    run_id = out.strip()
+    assert run_id.startswith("smoke-")
+    assert len(run_id) == len("smoke-") + 8
+    here = [*store, "--run-id", run_id]
+    assert call("ls", *here)[1].count("missing") == 3
+
+    init = ["downstream", *here, "--dataset", "breastmnist", "--protocol", "linear_probe", "--init"]
+    code, _, err = call(*init, "byol-s0", "--threads", "1")
+    assert code == 66, "its pretraining is not done"
+    assert "python -m app pretrain --method byol --seed 0" in err
+
+    code, out, err = call("pretrain", *here, "--method", "byol", "--threads", "1")
+    assert code == 0, err
+    encoder = Path(out.strip())
+    assert encoder.is_file()
+    code, _, err = call("pretrain", *here, "--method", "byol", "--threads", "1")
+    assert code == 0
+    assert "already done" in err
+    for name in ("byol-s0", "random", str(encoder)):
+        code, out, err = call(*init, name, "--threads", "1")
+        assert code == 0, err
+        assert "auroc 0." in out
+    code, out, _ = call("report", *here)
+    assert code == 0
+    assert "SYNTHETIC" in out
+    assert (tmp_path / "s/runs" / run_id / "report/index.html").is_file()
+
+    code, _, err = call("pretrain", *here, "--method", "byol", "--set", "pretrain.epochs=7")
+    assert code == 2, "the plan says otherwise"
+    assert "pretrain.epochs" in err
+
+    other = [*store, "--run-id", "other", "--data-root", phantoms, *TINY]
+    code, _, err = call("downstream", *other, "--dataset", "breastmnist", "--protocol", "linear_probe",
+                        "--init", encoder, "--set", "network.stem=cifar")  # fmt: skip
+    assert code == 66
+    assert "was trained with stem stock" in err
+    code, _, err = call("downstream", *other, "--dataset", "breastmnist", "--protocol", "linear_probe",
+                        "--init", encoder, "--set", "network.architecture=resnet34")  # fmt: skip
+    assert code == 66
+
+    encoder.write_bytes(encoder.read_bytes()[:-8])
+    code, _, err = call(*init, "byol-s0", "--threads", "1", "--overwrite")
+    assert code == 66
+    assert "SHA-256" in err
+    record = tmp_path / "s/runs" / run_id / "downstream/breastmnist/random/linear_probe/s0/record.json"
+    changed = json.loads(record.read_text())
+    changed["science"]["protocol"]["epochs"] = 99
+    record.write_text(json.dumps(changed))
+    code, _, err = call(*init, "random", "--threads", "1")
+    assert code == 2
+    assert "protocol.epochs: 99 -> 5" in err
