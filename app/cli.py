@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn, cast, get_args
 
 import typer
 
-from app.errors import AppError, UsageError
+from app.errors import AppError, InputError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from app.config import Config, Method, ProtocolName
@@ -39,7 +41,9 @@ Preset = Annotated[
         "--preset", help="smoke, demo, recommended, paper-text, or a YAML file. [default: the run's, or recommended]"
     ),
 ]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value; may be repeated, or hold several lines.")
+]
 Sources = Annotated[list[str] | None, typer.Option("--data", help="Own data, name=URI[:task]; may be repeated.")]
 DataRoot = Annotated[str | None, typer.Option("--data-root", help="Folder to look for data sets in first.")]
 Weights = Annotated[str | None, typer.Option("--imagenet-weights", help="File of ImageNet weights, not a download.")]
@@ -65,13 +69,31 @@ def plan(
     sources: Sources = None,
     data_root: DataRoot = None,
     weights: Weights = None,
+    datasets: Annotated[str, typer.Option("--datasets", help="Labelled sets, by commas. [default: preset's]")] = "",
+    methods: Annotated[str, typer.Option("--methods", help="Methods, by commas. [default: preset's]")] = "",
+    seeds: Annotated[str, typer.Option("--seeds", help="Seeds, by commas. [default: preset's]")] = "",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for what a scheduler's fan-out needs.")] = None,
+    seeds_per_pod: Annotated[int, typer.Option("--seeds-per-pod", min=1, help="Downstream jobs of a pod.")] = 1,
+    workflow: Annotated[str | None, typer.Option("--workflow", help="Its name, for `status`.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Check the inputs, name the run, list its jobs; prints the run's name."""
     from app.stages.plan import plan as make_plan
+    from app.stages.shard import write_fan_out
+    from app.stages.status import announce
 
-    config = _config(preset, overrides, sources, data_root, weights)
-    print(make_plan(_store(store), config, run_id, overwrite=overwrite).run_id)
+    chosen = [
+        f"study.{name}=[{names}]"
+        for name, names in (("datasets", datasets), ("methods", methods), ("seeds", seeds))
+        if names
+    ]
+    config = _config(preset, [*(overrides or []), *chosen], sources, data_root, weights)
+    run = make_plan(_store(store), config, run_id or None, overwrite=overwrite)
+    if workflow:
+        announce(run.store, workflow, run.run_id)
+    if out is not None:
+        write_fan_out(run, out, seeds_per_pod)
+    print(run.run_id)
 
 
 @app.command(epilog=example("pretrain --method byol_plus --data chest=nih.npz --store runs --run-id nih"))
@@ -135,12 +157,61 @@ def downstream(
     print(f"{record['key']}: {'  '.join(scores)}")
 
 
+@app.command(epilog=example("shard --run-id nih --group byol_plus-s0 --part frozen --index 0 --store s3://bucket/nih"))
+def shard(
+    run_id: RunId,
+    group: Annotated[str, typer.Option("--group", help="What the jobs wait for: baselines, or a pretraining.")],
+    part: Annotated[str, typer.Option("--part", help="trained: the encoder is trained; frozen: it is not.")],
+    index: Annotated[int, typer.Option("--index", min=0, help="Which shard of the group's part.")],
+    jobs_per_pod: Annotated[int, typer.Option("--jobs-per-pod", min=1, help="As `plan --out` wrote it.")] = 1,
+    store: StoreOption = "runs",
+    data_root: DataRoot = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Work off one shard of a planned run's downstream jobs, as a pod does."""
+    from app.stages.shard import Part, read_fan_out, run_shard
+
+    if part not in get_args(Part):
+        raise UsageError(f"--part {part}: unknown; choose from {', '.join(get_args(Part))}")
+    jobs = read_fan_out(_store(store), run_id, jobs_per_pod).shard(group, cast("Part", part), index)
+    run = _open(store, run_id, None, None, None, data_root, None, device, threads)
+    run_shard(run, jobs, name=f"{group}/{part}/{index}")
+
+
 @app.command(epilog=example("report --store runs --run-id nih"))
-def report(run_id: RunId, store: StoreOption = "runs") -> None:
-    """Write the report of a run from the records it has, and name what is missing."""
+def report(
+    run_id: RunId,
+    store: StoreOption = "runs",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for a copy of the page.")] = None,
+) -> None:
+    """Write the report of a run from the records it has; fails, after that, if any are missing."""
     from app.stages import report as stage
 
-    _show(store, run_id, stage.run(_store(store), run_id))
+    opened = _store(store)
+    summary = stage.run(opened, run_id)
+    if out is not None:
+        stage.copy_page(opened, run_id, out)
+    _show(store, run_id, summary)
+    if summary.missing:
+        raise InputError(
+            f"--run-id {run_id}: {len(summary.missing)} of the plan's results are missing; "
+            "the report names them, run those jobs and `report` again"
+        )
+
+
+@app.command(epilog=example("status --workflow study-x7k2p --phase Succeeded --store s3://bucket/nih"))
+def status(
+    workflow: Annotated[str, typer.Option("--workflow", help="Its name, as `plan --workflow` was told.")],
+    phase: Annotated[str, typer.Option("--phase", help="How the scheduler says it ended.")],
+    store: StoreOption = "runs",
+) -> None:
+    """Publish how a workflow ended, and what is done and missing; an exit handler calls it."""
+    from app.stages.status import publish_status
+
+    ended = publish_status(_store(store), workflow, phase)
+    print(f"{workflow}: {phase}, {ended['done'] or 0} of {ended['planned'] or 0} jobs done")
+    print(f"report: {ended['report'] or 'none'}")
 
 
 @app.command(epilog=example("run --preset smoke --store runs"))
@@ -198,8 +269,12 @@ def ls(store: StoreOption = "runs", run_id: OptionalRunId = None) -> None:
 
 @data_app.command(epilog=example("data fetch --dataset breastmnist,pneumoniamnist --data-root ~/.medmnist"))
 def fetch(
-    dataset: Annotated[str, typer.Option("--dataset", help="MedMNIST names, separated by commas.")],
+    dataset: Annotated[str, typer.Option("--dataset", help="MedMNIST names, separated by commas.")] = "",
     size: Size = 28,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Put all that this preset's study needs into --store.")
+    ] = None,
+    overrides: Overrides = None,
     store: Annotated[str | None, typer.Option("--store", help="Put the files into the data/ of this store.")] = None,
     data_root: Annotated[str | None, typer.Option("--data-root", help="Put the files into this folder.")] = None,
     mirror: Annotated[str | None, typer.Option("--mirror", help="Folder or base URL to take the files from.")] = None,
@@ -207,9 +282,18 @@ def fetch(
 ) -> None:
     """Download MedMNIST files, verify their MD5, and put them into a folder or the store."""
     from app.stages.fetch import fetch as fetch_files
+    from app.stages.fetch import fetch_study
 
     names = [name.strip() for name in dataset.split(",") if name.strip()]
     target = _store(store) if store else None
+    if preset is not None and target is not None:
+        chosen = [f"study.datasets=[{dataset}]"] if names else []
+        config = _config(preset, [*(overrides or []), *chosen], None, data_root)
+        for line in fetch_study(target, config, mirror=mirror or None, offline=offline):
+            print(line)
+        return
+    if not names or preset is not None:
+        raise UsageError("data fetch: give --dataset NAMES, or --preset NAME and --store URI")
     for line in fetch_files(names, size=size, store=target, root=data_root, mirror=mirror, offline=offline):
         print(line)
 
@@ -240,13 +324,18 @@ def _config(
 
     return load_config(
         preset or "recommended",
-        overrides or [],
+        _lines(overrides),
         sources=sources or [],
         data_root=data_root,
-        imagenet_weights=weights,
+        imagenet_weights=weights or None,
         device=device,
         threads=threads,
     )
+
+
+def _lines(overrides: list[str] | None) -> list[str]:
+    """Split what ``--set`` was given into single overrides: a workflow has one parameter for all of them."""
+    return [line.strip() for text in overrides or [] for line in text.splitlines() if line.strip()]
 
 
 def _store(uri: str) -> Store:
@@ -274,7 +363,7 @@ def _open(
     planned = planned_settings(opened, run_id)
     config = load_config(
         preset or "recommended",
-        overrides or [] if planned else _pretraining_source(overrides, sources),
+        _lines(overrides if planned else _pretraining_source(overrides, sources)),
         base=None if preset else planned,
         sources=sources or [],
         data_root=data_root,
@@ -308,9 +397,15 @@ def _show(store: str, run_id: str, summary: ReportSummary) -> None:
     print(f"report: {store}/runs/{run_id}/report/index.html")
 
 
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    """End a stage that is not in its training loop, where ``StopRequest`` takes over: loading, planning, reporting."""
+    raise Interrupted(f"{signal.Signals(number).name}: stopped; run the same command again")
+
+
 def main() -> NoReturn:
     """Run the command line and exit with the documented code; an expected error is one line on standard error."""
     code = 0
+    signal.signal(signal.SIGTERM, _stop)
     try:
         code = app(standalone_mode=False) or 0
     except AppError as error:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from app.config import Config
 from app.data import SIZES, default_roots, known
 from app.data import fetch as download
 from app.errors import UsageError
 from app.runtime import Progress
+from app.stages.fallback import settle_data
 from app.storage import Store
 
 
@@ -44,3 +46,32 @@ def fetch(
             place = f"{store.uri}/{key}"
         progress.say(f"{name}: verified")
         yield f"{place}  ({known(name).licence})"
+
+
+def fetch_study(store: Store, config: Config, *, mirror: str | None, offline: bool) -> Iterator[str]:
+    """Put every data set that a study names, and the store lacks, into the store; yield a line for each.
+
+    Where ``data.phantoms`` allows it, phantoms stand in for what cannot be had.
+
+    Args:
+        store: where jobs will look for the files.
+        config: the study's configuration.
+        mirror: folder or base URL to take the files from.
+        offline: download nothing.
+
+    Raises:
+        UsageError: a name that is neither MedMNIST's nor in the store.
+        InputError: wrong checksum, or absent offline.
+        StorageError: unreachable.
+    """
+    if settle_data(store, config).data.phantoms == "always":
+        yield f"{store.uri}/phantoms  (synthetic)"
+        return
+    size = config.data.size
+    named = [config.data.pretrain, *config.study.datasets, *([config.data.monitor] if config.data.monitor else [])]
+    for name in dict.fromkeys(named):
+        key = f"data/{name}_{size}.npz"
+        if name in config.sources or store.exists(key):
+            yield f"{config.sources.get(name) or f'{store.uri}/{key}'}  (there already)"
+        else:
+            yield from fetch([name], size=size, store=store, root=None, mirror=mirror, offline=offline)

@@ -22,14 +22,21 @@ def list_store(store: Store, run_id: str | None) -> Iterator[str]:
     if run_id is None:
         yield from sorted(key for key in keys if key.startswith("data/"))
     for name in runs if run_id is None else [run_id]:
-        states = _job_states(store, name, keys)
+        states = job_states(store, name, keys)
         done = sum(state == "done" for state in states.values())
         yield f"runs/{name}: {done} of {len(states)} jobs done"
         if run_id is not None:
             yield from (f"  {state:<8} {job}" for job, state in states.items())
 
 
-def _job_states(store: Store, run_id: str, keys: set[str]) -> dict[str, str]:
+def job_states(store: Store, run_id: str, keys: set[str]) -> dict[str, str]:
+    """Say of each planned job whether it is ``done``, ``begun (… steps)`` or ``missing``.
+
+    Args:
+        store: the store.
+        run_id: a planned run.
+        keys: the keys of the run, at least.
+    """
     jobs = read_json(store, f"runs/{run_id}/experiment.json")["plan"]
     names = [f"{kind}/{job['key']}" for kind in ("pretrain", "downstream") for job in jobs[kind]]
     states = {}

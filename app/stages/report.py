@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from app.errors import InputError
+from pathlib import Path
+
+from app.errors import InputError, UsageError
 from app.report import ReportSummary, write_report
 from app.storage import Store
 
-__all__ = ["ReportSummary", "run"]
+__all__ = ["ReportSummary", "copy_page", "run"]
 
 
 def run(store: Store, run_id: str) -> ReportSummary:
@@ -19,3 +21,17 @@ def run(store: Store, run_id: str) -> ReportSummary:
         known = sorted({key.split("/")[1] for key in store.list("runs") if key.endswith("/experiment.json")})
         raise InputError(f"--run-id {run_id}: {store.uri} has no such run; it has {', '.join(known) or 'none'}")
     return write_report(store, run_id)
+
+
+def copy_page(store: Store, run_id: str, folder: Path) -> None:
+    """Copy the page of a written report into a folder: it is self-contained.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    page = store.read(f"runs/{run_id}/report/index.html")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "index.html").write_bytes(page)
+    except OSError as error:
+        raise UsageError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error

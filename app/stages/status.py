@@ -1,0 +1,61 @@
+"""What became of a workflow, for whoever looks into the store: published whatever happened before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.checkpoint import read_json, write_json
+from app.stages.experiment import now
+from app.stages.listing import job_states
+from app.storage import Store
+
+SHOWN = 100  # names of missing jobs
+
+
+def announce(store: Store, workflow: str, run_id: str) -> None:
+    """Publish which run a workflow works on: an exit handler cannot read the plan's outputs, and asks the store."""
+    write_json(store, _key(workflow), {"version": 1, "workflow": workflow, "run_id": run_id, "phase": "Running"})
+
+
+def publish_status(store: Store, workflow: str, phase: str) -> dict[str, Any]:
+    """Publish ``workflows/<workflow>.json`` and, if the workflow got as far as a plan, ``runs/<run-id>/status.json``.
+
+    Args:
+        store: the store.
+        workflow: name of the workflow.
+        phase: how the scheduler says it ended, such as ``Succeeded``.
+
+    Returns:
+        What was published: ``run_id``, ``done`` and ``planned`` jobs, names of ``missing`` ones and the ``report`` are
+        None if the workflow failed before its plan.
+    """
+    key = _key(workflow)
+    run_id = read_json(store, key)["run_id"] if store.exists(key) else None
+    status: dict[str, Any] = {
+        "version": 1,
+        "workflow": workflow,
+        "phase": phase,
+        "run_id": run_id,
+        "done": None,
+        "planned": None,
+        "missing": None,
+        "report": None,
+        "finished": now(),
+    }
+    if run_id is not None:
+        states = job_states(store, run_id, set(store.list(f"runs/{run_id}")))
+        missing = [job for job, state in states.items() if state != "done"]
+        page = f"runs/{run_id}/report/index.html"
+        status |= {
+            "done": len(states) - len(missing),
+            "planned": len(states),
+            "missing": missing[:SHOWN],
+            "report": f"{store.uri}/{page}" if store.exists(page) else None,
+        }
+        write_json(store, f"runs/{run_id}/status.json", status)
+    write_json(store, key, status)
+    return status
+
+
+def _key(workflow: str) -> str:
+    return f"workflows/{workflow}.json"
