@@ -1,0 +1,168 @@
+"""All checks of the shipped YAML in one place: what the tests run, and what the mutations have to get past."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import typer.main
+
+from app.cli import app
+from tests.cluster.argo import UnknownTag, substitute, tags, workflow_parameters
+from tests.cluster.documents import ROOT, WORKFLOWS, Document, render
+from tests.cluster.references import Cluster, cluster_problems, cron_problems, walk, workflow_problems
+from tests.cluster.schemas import argo_problems, crds, kubernetes_problems
+
+EXAMPLE = "k8s/base/s3-credentials.example.yaml"
+CACHE = "k8s/components/dataset-cache"
+OVERLAYS = ("k8s/overlays/dev", "k8s/overlays/prod", "k8s/overlays/with-cache")
+WITH_CACHE = """\
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources: [../dev]
+components: [../../components/dataset-cache]
+"""
+
+
+def workspace(folder: Path) -> Path:
+    """Copy ``k8s/`` into a folder, and beside its overlays one that uses the component."""
+    shutil.copytree(ROOT / "k8s", folder / "k8s")
+    overlay = folder / "k8s/overlays/with-cache"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text(WITH_CACHE)
+    return folder
+
+
+def all_problems(files: Mapping[str, list[Document]], root: Path, rendered: dict[str, list[Document]]) -> Iterator[str]:
+    """Every problem of the shipped files.
+
+    Args:
+        files: documents by path, as ``documents.shipped`` reads them.
+        root: a ``workspace`` with the same ``k8s/``, for kustomize.
+        rendered: what kustomize made of the overlays; filled where it is empty.
+    """
+    known, read = parameter_keys(files)
+    try:
+        for overlay in OVERLAYS:
+            if overlay not in rendered:
+                rendered[overlay] = render(root / overlay)
+    except subprocess.CalledProcessError as error:
+        yield f"kustomize: {error.stderr.strip()[:300]}"
+        return
+    templates = {
+        document["metadata"].get("name"): document
+        for path in WORKFLOWS
+        for document in files[path]
+        if document.get("kind") == "WorkflowTemplate"
+    }
+    full = files["workflows/full.yaml"][0]
+    labels = full.get("spec", {}).get("podMetadata", {}).get("labels", {})
+    clusters = {overlay: Cluster(objects) for overlay, objects in rendered.items()}
+    for path in WORKFLOWS:
+        [document] = files[path]
+        if problems := [f"{path}: {line}" for line in argo_problems(document, crds())]:
+            yield from problems
+            continue
+        for cluster in clusters.values():
+            if document["kind"] == "CronWorkflow":
+                yield from (f"{path}: {line}" for line in cron_problems(document, templates, cluster))
+            else:
+                yield from (f"{path}: {line}" for line in workflow_problems(document, cluster, known))
+                yield from (f"{path}: {line}" for line in command_problems(document, cluster))
+    for overlay, objects in rendered.items():
+        for item in [*objects, *files[EXAMPLE]]:
+            yield from (f"{overlay}: {item.get('kind')}: {line}" for line in kubernetes_problems(item))
+    yield from kustomization_problems(files)
+    for overlay, cluster in clusters.items():
+        example = [item for item in files[EXAMPLE] if cluster.get("Secret", item["metadata"]["name"]) is None]
+        complete = Cluster([*cluster.objects, *example])
+        yield from (f"{overlay}: {line}" for line in cluster_problems(complete, read, labels))
+        if cluster.get("Secret", "byol-s3-credentials") is None and not example:
+            yield f"{EXAMPLE}: not the Secret that the workflows read"
+
+
+def parameter_keys(files: Mapping[str, list[Document]]) -> tuple[set[str], set[str]]:
+    """Keys of byol-parameters: those that some overlay or component sets, and those that some workflow reads."""
+    sets = {
+        key
+        for path, documents in files.items()
+        for document in documents
+        if path.endswith("/parameters.yaml")
+        for key in document.get("data", {})
+    }
+    reads = {
+        node["configMapKeyRef"].get("key")
+        for path in WORKFLOWS
+        for _, node in walk(files[path])
+        if isinstance(node, dict) and isinstance(node.get("configMapKeyRef"), dict) and "key" in node["configMapKeyRef"]
+    }
+    return sets, reads
+
+
+def kustomization_problems(files: Mapping[str, list[Document]]) -> Iterator[str]:
+    """Files that no kustomization takes, and hashes behind names that the workflows write out."""
+    for path, [document, *_] in files.items():
+        folder = path.rpartition("/")[0]
+        if path.endswith("/kustomization.yaml"):
+            taken = {*document.get("resources", []), *(patch.get("path") for patch in document.get("patches", []))}
+            for other in files:
+                name = other.rpartition("/")[2]
+                if other.rpartition("/")[0] == folder and other not in (path, EXAMPLE) and name not in taken:
+                    yield f"{path}: does not take {name}"
+            generators = document.get("secretGenerator", []) + document.get("configMapGenerator", [])
+            for generator in generators:
+                if generator.get("options", {}).get("disableNameSuffixHash") is not True:
+                    yield f"{path}: a hash behind {generator.get('name')} breaks the workflows' references"
+            if folder == CACHE and document.get("kind") != "Component":
+                yield f"{path}: a component is not a {document.get('kind')}"
+            if folder == CACHE and (document.get("apiVersion") != "kustomize.config.k8s.io/v1alpha1"):
+                yield f"{path}: {document.get('apiVersion')}"
+
+
+def commands(document: Document, cluster: Cluster) -> Iterator[tuple[str, list[str]]]:
+    """Every container's command of a workflow with all its parameters substituted: template name and words."""
+    values = workflow_parameters(document["spec"], cluster.config_maps)
+    values |= {"workflow.name": "byol-x7k2p", "workflow.status": "Succeeded"}
+    numbers = {"seed": "0", "index": "0", "jobs-per-pod": "3"}
+    for template in document["spec"]["templates"]:
+        if "container" in template:
+            own = {tag: numbers.get(tag.rpartition(".")[2], "x")
+                   for _, node in walk(template) if isinstance(node, str) for tag in tags(node)
+                   if tag.startswith("inputs.parameters.")}  # fmt: skip
+            container = template["container"]
+            yield (
+                template["name"],
+                [substitute(word, values | own) for word in (*container["command"], *container["args"])],
+            )
+
+
+_command = functools.cache(lambda: typer.main.get_command(app))
+
+
+@functools.cache
+def parse(words: tuple[str, ...]) -> str | None:
+    """Let the real command line parse a container's command; return what it says against it."""
+    if words[:3] != ("python", "-m", "app"):
+        return f"not our command: {words[:3]}"
+    command, rest, context = _command(), list(words[3:]), None
+    try:
+        while True:
+            context = command.make_context(command.name or "app", rest, parent=context)
+            if not hasattr(command, "resolve_command"):
+                return None
+            _, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+    except typer.TyperException as error:
+        return error.format_message()
+
+
+def command_problems(document: Document, cluster: Cluster) -> Iterator[str]:
+    """Commands that the real command line refuses."""
+    try:
+        for name, words in commands(document, cluster):
+            if (message := parse(tuple(words))) is not None:
+                yield f"{name}: {message}"
+    except (UnknownTag, KeyError) as error:
+        yield f"a command names {error}"
