@@ -289,11 +289,11 @@ def _open(
 
 
 def _method(name: str) -> Method:
-    from app.config import Method
+    from app.config import METHODS
 
-    if name not in get_args(Method):
-        raise UsageError(f"--method {name}: unknown; choose from {', '.join(get_args(Method))}")
-    return cast("Method", name)
+    if name not in METHODS:
+        raise UsageError(f"--method {name}: unknown; choose from {', '.join(METHODS)}")
+    return name
 
 
 def _pretraining_source(overrides: list[str] | None, sources: list[str] | None) -> list[str]:

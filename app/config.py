@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from app.errors import UsageError
 
 Method = Literal["byol", "byol_plus"]
+METHODS: tuple[Method, ...] = get_args(Method)
 Baseline = Literal["random", "imagenet"]
 ProtocolName = Literal["finetune", "linear_probe", "few_shot", "few_shot_frozen"]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -230,7 +231,10 @@ def load_config(
         tree = copy.deepcopy(dict(base))
     tree["data_root"] = data_root or tree["data_root"]
     tree["imagenet_weights"] = imagenet_weights or tree["imagenet_weights"]
-    tree["sources"] = dict(tree.get("sources") or {})
+    own = tree.get("sources") or {}
+    if not isinstance(own, dict):
+        raise UsageError(f"preset {preset}: sources: write a mapping of names to URIs, not {own!r}")
+    tree["sources"] = dict(own)
     for source in sources:
         name, separator, uri = source.partition("=")
         if not separator or not uri or not re.fullmatch(r"[a-z0-9_]+", name):

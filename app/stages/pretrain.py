@@ -24,7 +24,7 @@ from app.networks import Encoder, to_float
 from app.runtime import Progress, StopRequest, choose_device, environment, prepare
 from app.schedules import ema_momentum, learning_rate
 from app.stages.experiment import Run, finished, load_labelled, load_pretraining, monitor_name, now
-from app.stages.weights import imagenet_state, read_weights
+from app.stages.weights import Weights, describe, initial_weights
 
 LOGS_PER_EPOCH = 10
 MONITOR_IMAGES = 5000  # of the labelled training split, enough for a steady k-NN
@@ -56,7 +56,8 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
     progress = Progress("pretrain", run_id=run.run_id, job=key)
     data = load_pretraining(run)
     monitor = load_labelled(run, name) if (name := monitor_name(run)) else None
-    science = science_of(config, method, seed, data, monitor)
+    weights = initial_weights(run, config.network.init)
+    science = science_of(config, method, seed, data, monitor, weights)
     if (record := finished(store, folder, science, overwrite=overwrite)) is not None:
         progress.say("already done")
         return record
@@ -75,7 +76,7 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
         trainer.load_state(state)
         progress.say(f"continues at step {trainer.step} of {trainer.total_steps}", step=trainer.step)
     else:
-        trainer.start(network_init(run))
+        trainer.start(weights)
 
     def save() -> None:
         save_checkpoint(
@@ -106,25 +107,20 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
                     "run the same command again to continue"
                 )
 
-    encoder = trainer.model.encoder
-    metadata = {
-        "format": "pt",
-        "architecture": encoder.architecture,
-        "stem": encoder.stem,
-        "input_size": str(config.data.size),
-        "input_channels": "1 or 3; gray counts as three equal channels",
-        "normalisation": "x / 255, mean 0.5, std 0.5",
-        "method": method,
-        "seed": str(seed),
-        "pretraining_data": f"{data.title}, {len(data)} images",
-        "synthetic": str(data.synthetic).lower(),
-        "intended_use": "research; not for clinical use",
-    }
+    metadata = describe(
+        config,
+        synthetic=data.synthetic,
+        method=method,
+        seed=str(seed),
+        pretraining_data=f"{data.title}, {len(data)} images",
+        licence=data.licence,
+    )
+    weights_file = dump_weights(trainer.model.encoder.plain_state(), metadata)
     record = publish(
         store,
         folder,
         {
-            "encoder.safetensors": dump_weights(encoder.plain_state(), metadata),
+            "encoder.safetensors": weights_file,
             "curves.jsonl": trainer.curves_bytes(),
         },
         {
@@ -154,7 +150,9 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
     return record
 
 
-def science_of(config: Config, method: str, seed: int, data: Unlabelled, monitor: Dataset | None) -> dict[str, Any]:
+def science_of(
+    config: Config, method: str, seed: int, data: Unlabelled, monitor: Dataset | None, weights: Weights
+) -> dict[str, Any]:
     """Return what decides the encoder: the settings this method reads, the seed, and the data by checksum."""
     tree = config.science()
     views = tree["views"] | (tree["views_plus"] if method == "byol_plus" else {})
@@ -169,21 +167,10 @@ def science_of(config: Config, method: str, seed: int, data: Unlabelled, monitor
             "subset": config.data.subset,
             "monitor": monitor.sha256 if monitor else None,
         },
-        "network": tree["network"],
+        "network": tree["network"] | {"init": weights.identity},
         "pretrain": tree["pretrain"],
         "views": views,
     }
-
-
-def network_init(run: Run) -> tuple[dict[str, Tensor], str] | None:
-    """Return the weights that ``network.init`` names and where they are from; None is a random start."""
-    init = run.config.network.init
-    if init == "random":
-        return None
-    if init == "imagenet":
-        return imagenet_state(run)
-    state, _, _ = read_weights(run.store, init)
-    return state, init
 
 
 def augmentation_of(config: Config, method: str) -> Augmentation:
@@ -245,12 +232,10 @@ class Trainer:
         self.metrics: dict[str, float | None] = {}
         self.curves: list[str] = []
 
-    def start(self, init: tuple[dict[str, Tensor], str] | None) -> None:
-        """Begin at step 0, from random weights or from a plain ResNet state dict and its source."""
-        if init is not None:
-            state, source = init
-            self.model.encoder.load_plain_state(state, source=source)
-            self.model.update_target(0.0)
+    def start(self, weights: Weights) -> None:
+        """Begin at step 0, the target network equal to the online one."""
+        weights.load_into(self.model.encoder)
+        self.model.target.load_state_dict(self.model.online.state_dict())
 
     def state(self) -> dict[str, Any]:
         """Return everything needed to go on with equal tensors; all draws are functions of the step."""
