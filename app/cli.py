@@ -163,6 +163,7 @@ def run(
 
     config = _config(preset, overrides, sources, data_root, weights, device, threads)
     opened = _store(store)
+    opened.patience.seconds = 60 * config.runtime.patience_minutes
     name, summary, errors = run_study(opened, config, run_id, workers=workers, overwrite=overwrite)
     _show(opened, name, summary)
     if errors:
@@ -285,6 +286,7 @@ def _open(
         device=device,
         threads=threads,
     )
+    opened.patience.seconds = 60 * config.runtime.patience_minutes
     return open_run(opened, run_id, config)
 
 

@@ -25,6 +25,7 @@ LAYERS = {
     "app.statistics": "science",
     "app.storage": "plumbing",
     "app.checkpoint": "plumbing",
+    "app.claims": "plumbing",
     "app.config": "plumbing",
     "app.presets": "plumbing",
     "app.runtime": "plumbing",

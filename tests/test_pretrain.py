@@ -23,6 +23,7 @@ from app.storage import FolderStore
 SETTINGS = [
     "data.subset=64", "data.phantoms=never", "pretrain.epochs=3", "pretrain.batch_size=16", "runtime.threads=1",
     "runtime.device=cpu", "network.projector_hidden=32", "network.predictor_hidden=32", "network.projection=16",
+    "runtime.grace_seconds=300",
 ]  # fmt: skip
 
 
@@ -156,6 +157,7 @@ def test_a_batch_larger_than_the_data_is_refused(make_run):
 
 def test_a_full_disk_leaves_no_record(make_run, monkeypatch):
     run = make_run("a")
+    run.store.patience.seconds = 0.2
 
     def full(self, *args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")

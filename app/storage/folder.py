@@ -20,12 +20,16 @@ class FolderStore:
     """Objects are files, published by rename after an fsync; see ``Store``.
 
     What must happen once only is guarded by ``flock``, which the system releases when its holder dies.
+
+    Args:
+        root: the folder; it is made when something is written.
+        patience: how long to try again, on a full disk for one; by default not at all.
     """
 
     def __init__(self, root: Path, patience: Patience | None = None) -> None:
         self.root = root
         self.uri = self.address = str(root)
-        self.patience = patience or Patience()
+        self.patience = patience or Patience(0)
 
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
