@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from app.errors import InputError, UsageError
 from app.storage import Store
 
 SUBSET_SEED = 0  # subsets are part of the data: the same images for every seed of a study
-CACHE = Path.home() / ".cache" / "byol-med"
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,9 @@ def load_labelled(run: Run, name: str) -> Dataset:
     """Load a labelled data set in the run's size and subset."""
     path, task = _locate(run, name)
     data = run.config.data
-    return load_dataset(name, path=path, size=data.size, task=task, subset=data.subset, seed=SUBSET_SEED)
+    return load_dataset(
+        name, path=path, size=data.size, task=task, subset=data.subset, seed=SUBSET_SEED, cache=cache_folder()
+    )
 
 
 def load_pretraining(run: Run) -> Unlabelled:
@@ -122,8 +124,13 @@ def load_pretraining(run: Run) -> Unlabelled:
     path, _ = _locate(run, data.pretrain)
     return load_unlabelled(
         data.pretrain, path=path, size=data.size, split=data.pretrain_split, subset=data.subset, seed=SUBSET_SEED,
-        cache=CACHE,
+        cache=cache_folder(),
     )  # fmt: skip
+
+
+def cache_folder() -> Path:
+    """Folder for the memory-mapped copies of large data sets: ``$XDG_CACHE_HOME/byol-med``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "byol-med"
 
 
 def monitor_name(run: Run) -> str | None:
