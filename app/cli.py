@@ -30,7 +30,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Get data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-StoreOption = Annotated[str, typer.Option("--store", help="Folder (or file:// URI) that holds data and runs.")]
+StoreOption = Annotated[str, typer.Option("--store", help="Where data and runs are: a folder, or s3://bucket/prefix.")]
 RunId = Annotated[str, typer.Option("--run-id", help="Name of the run, as `plan` printed it.")]
 OptionalRunId = Annotated[
     str | None, typer.Option("--run-id", help="Name of the run. [default: <preset>-<8 hex of settings and data>]")
@@ -117,7 +117,7 @@ def pretrain(
     name = _method(method)
     run = _open(store, run_id, preset, overrides, sources, data_root, weights, device, threads)
     record = stage.run(run, method=name, seed=seed, overwrite=overwrite)
-    print(f"{store}/runs/{run_id}/pretrain/{record['key']}/encoder.safetensors")
+    print(f"{run.store.uri}/{run.pretrain_folder(record['key'])}/encoder.safetensors")
 
 
 @app.command(
@@ -165,6 +165,7 @@ def shard(
     index: Annotated[int, typer.Option("--index", min=0, help="Which shard of the group's part.")],
     jobs_per_pod: Annotated[int, typer.Option("--jobs-per-pod", min=1, help="As `plan --out` wrote it.")] = 1,
     store: StoreOption = "runs",
+    overrides: Overrides = None,
     data_root: DataRoot = None,
     device: Device = None,
     threads: Threads = None,
@@ -175,7 +176,7 @@ def shard(
     if part not in get_args(Part):
         raise UsageError(f"--part {part}: unknown; choose from {', '.join(get_args(Part))}")
     jobs = read_fan_out(_store(store), run_id, jobs_per_pod).shard(group, cast("Part", part), index)
-    run = _open(store, run_id, None, None, None, data_root, None, device, threads)
+    run = _open(store, run_id, None, overrides, None, data_root, None, device, threads)
     run_shard(run, jobs, name=f"{group}/{part}/{index}")
 
 
@@ -192,7 +193,7 @@ def report(
     summary = stage.run(opened, run_id)
     if out is not None:
         stage.copy_page(opened, run_id, out)
-    _show(store, run_id, summary)
+    _show(opened, run_id, summary)
     if summary.missing:
         raise InputError(
             f"--run-id {run_id}: {len(summary.missing)} of the plan's results are missing; "
@@ -232,8 +233,10 @@ def run(
     from app.stages.run import run_study
 
     config = _config(preset, overrides, sources, data_root, weights, device, threads)
-    name, summary, errors = run_study(_store(store), config, run_id, workers=workers, overwrite=overwrite)
-    _show(store, name, summary)
+    opened = _store(store)
+    opened.patience.seconds = 60 * config.runtime.patience_minutes
+    name, summary, errors = run_study(opened, config, run_id, workers=workers, overwrite=overwrite)
+    _show(opened, name, summary)
     if errors:
         raise errors[0]
 
@@ -339,9 +342,10 @@ def _lines(overrides: list[str] | None) -> list[str]:
 
 
 def _store(uri: str) -> Store:
+    from app.runtime import Progress
     from app.storage import open_store
 
-    return open_store(uri)
+    return open_store(uri, warn=Progress("store").say)
 
 
 def _open(
@@ -371,15 +375,16 @@ def _open(
         device=device,
         threads=threads,
     )
+    opened.patience.seconds = 60 * config.runtime.patience_minutes
     return open_run(opened, run_id, config)
 
 
 def _method(name: str) -> Method:
-    from app.config import Method
+    from app.config import METHODS
 
-    if name not in get_args(Method):
-        raise UsageError(f"--method {name}: unknown; choose from {', '.join(get_args(Method))}")
-    return cast("Method", name)
+    if name not in METHODS:
+        raise UsageError(f"--method {name}: unknown; choose from {', '.join(METHODS)}")
+    return name
 
 
 def _pretraining_source(overrides: list[str] | None, sources: list[str] | None) -> list[str]:
@@ -390,11 +395,11 @@ def _pretraining_source(overrides: list[str] | None, sources: list[str] | None) 
     return overrides
 
 
-def _show(store: str, run_id: str, summary: ReportSummary) -> None:
+def _show(store: Store, run_id: str, summary: ReportSummary) -> None:
     print(summary.table_text)
     for cell in summary.missing:
         print(f"missing: {cell}")
-    print(f"report: {store}/runs/{run_id}/report/index.html")
+    print(f"report: {store.uri}/runs/{run_id}/report/index.html")
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from app.errors import UsageError
 
 Method = Literal["byol", "byol_plus"]
+METHODS: tuple[Method, ...] = get_args(Method)
 Baseline = Literal["random", "imagenet"]
 ProtocolName = Literal["finetune", "linear_probe", "few_shot", "few_shot_frozen"]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -169,6 +170,10 @@ class Runtime(Section):
     checkpoint_minutes: Positive
     checkpoint_steps: Count | None
     keep: Count
+    patience_minutes: Positive
+    grace_seconds: Positive
+    claim_seconds: Positive
+    claim_wait_minutes: NotNegative
 
 
 class Config(Section):
@@ -190,6 +195,12 @@ class Config(Section):
     def science(self) -> dict[str, Any]:
         """Return the fields that decide the results; two runs with equal ones are the same experiment."""
         return self.model_dump(mode="json", exclude={"preset", "runtime", "sources", "data_root", "imagenet_weights"})
+
+
+def default_runtime() -> dict[str, Any]:
+    """Return the runtime settings of the recommended preset, as plain values."""
+    runtime: dict[str, Any] = _load_preset("recommended")["runtime"]
+    return runtime
 
 
 def presets() -> list[str]:
@@ -230,7 +241,10 @@ def load_config(
         tree = copy.deepcopy(dict(base))
     tree["data_root"] = data_root or tree["data_root"]
     tree["imagenet_weights"] = imagenet_weights or tree["imagenet_weights"]
-    tree["sources"] = dict(tree.get("sources") or {})
+    own = tree.get("sources") or {}
+    if not isinstance(own, dict):
+        raise UsageError(f"preset {preset}: sources: write a mapping of names to URIs, not {own!r}")
+    tree["sources"] = dict(own)
     for source in sources:
         name, separator, uri = source.partition("=")
         if not separator or not uri or not re.fullmatch(r"[a-z0-9_]+", name):

@@ -62,7 +62,7 @@ class TestFewShot:
             draw(k=20)
         assert str(caught.value) == (
             "k=20 is larger than class 0 'rare' of dermamnist, which has 12 training images; "
-            "use --set few_shot.k=12 or less"
+            "use --set protocols.few_shot.k=12 or less"
         )
 
     def test_class_without_images(self):

@@ -25,6 +25,7 @@ LAYERS = {
     "app.statistics": "science",
     "app.storage": "plumbing",
     "app.checkpoint": "plumbing",
+    "app.claims": "plumbing",
     "app.config": "plumbing",
     "app.presets": "plumbing",
     "app.runtime": "plumbing",
@@ -136,6 +137,10 @@ def test_every_module_belongs_to_a_layer(graph: dict[str, set[str]]) -> None:
 
 def test_imports_point_downwards(graph: dict[str, set[str]]) -> None:
     assert [line for module, imported in graph.items() for line in wrong_imports(module, imported)] == []
+
+
+def test_one_module_knows_boto3(graph: dict[str, set[str]]) -> None:
+    assert [module for module, imported in graph.items() if imported & {"boto3", "botocore"}] == ["app.storage.s3"]
 
 
 def test_no_import_cycles(graph: dict[str, set[str]]) -> None:

@@ -87,7 +87,7 @@ def few_shot_draw(
     keyed by (seed, draw) and independent of each other. Raises UsageError if a class has fewer than ``k``.
     """
     if k < 1:
-        raise UsageError(f"k={k} is not a number of images per class; use --set few_shot.k=1 or more")
+        raise UsageError(f"k={k} is not a number of images per class; use --set protocols.few_shot.k=1 or more")
     single = labels.shape[1] == 1
     members = [
         np.flatnonzero(labels[:, 0] == index if single else labels[:, index] == 1)
@@ -103,7 +103,7 @@ def few_shot_draw(
     if k > size:
         raise UsageError(
             f"k={k} is larger than class {smallest} '{class_names[smallest]}' of {dataset}, "
-            f"which has {size} training images; use --set few_shot.k={size} or less"
+            f"which has {size} training images; use --set protocols.few_shot.k={size} or less"
         )
     rng = _generator(seed, _FEW_SHOT, draw)
     chosen = [rng.choice(indices, k, replace=False) for indices in members]

@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app import metrics
-from app.checkpoint import dump_weights, parse_weights, publish, read_json, read_verified
+from app.checkpoint import dump_weights
 from app.config import ProtocolName, identity
 from app.data import Dataset, draw_overlap, few_shot_draw
 from app.downstream import PROTOCOLS, Fit, Labelled, Recipe, fit, n_outputs, predict, probabilities
 from app.draws import generator
-from app.errors import InputError, Interrupted
+from app.errors import Interrupted
 from app.networks import Classifier, Encoder
-from app.runtime import Progress, StopRequest, choose_device, environment, prepare
-from app.stages.experiment import Run, finished, load_labelled, now
-from app.stages.weights import imagenet_state, read_weights
-from app.storage import MissingObject
+from app.runtime import Progress, choose_device, environment, prepare
+from app.stages.experiment import Run, load_labelled, now
+from app.stages.job import Job, open_job
+from app.stages.weights import Weights, describe, initial_weights
 
 
 def run(
@@ -49,10 +49,10 @@ def run(
         UsageError: k is larger than a class.
         Interrupted: a signal came.
     """
-    config, store = run.config, run.store
+    config = run.config
     data = load_labelled(run, dataset)
-    state, name, provenance = initial_weights(run, init)
-    key = f"{dataset}/{name}/{protocol}/s{seed}"
+    weights = initial_weights(run, init)
+    key = f"{dataset}/{weights.name}/{protocol}/s{seed}"
     folder = run.downstream_folder(key)
     progress = Progress("downstream", run_id=run.run_id, job=key)
     settings = getattr(config.protocols, protocol).model_dump()
@@ -64,15 +64,23 @@ def run(
             "subset": config.data.subset,
         },
         "task": data.task,
-        "init": provenance,
+        "init": weights.identity,
         "network": {"architecture": config.network.architecture, "stem": config.network.stem},
         "protocol": {"name": protocol} | settings,
         "seed": seed,
     }
-    if (record := finished(store, folder, science, overwrite=overwrite)) is not None:
-        progress.say("already done")
-        return record
+    with open_job(run, folder, science, progress=progress, overwrite=overwrite) as job:
+        if job.record is not None:
+            return job.record
+        return job.publish(*work(run, job, data, weights, protocol, seed))
 
+
+def work(
+    run: Run, job: Job, data: Dataset, weights: Weights, protocol: ProtocolName, seed: int
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Train and judge; return the files and the record."""
+    config = run.config
+    settings = getattr(config.protocols, protocol).model_dump()
     device = choose_device(config.runtime.device)
     prepare(device, config.runtime.threads)
     begin = time.perf_counter()
@@ -84,15 +92,16 @@ def run(
     test_images = Labelled.of(data.test.images, data.test.labels, device).images
     chosen = [choose_images(data, k, seed, draw) for draw in range(draws)] if kind.few else []
     outcomes: list[Outcome] = []
-    with StopRequest() as stop, progress.bar(draws * recipe.epochs) as bar:
+    with job.progress.bar(draws * recipe.epochs) as bar:
 
         def check() -> None:
             bar.advance()
-            if stop:
-                raise Interrupted(f"{stop.signal}: stopped before the end; run the same command again")
+            job.claim.check()
+            if job.stop:
+                raise Interrupted(f"{job.stop.signal}: stopped before the end; run the same command again")
 
         for draw in range(draws):
-            classifier = build_classifier(run, data, state, seed, draw, source=init).to(device)
+            classifier = build_classifier(run, data, weights, seed, draw).to(device)
             outcome = fit(
                 classifier,
                 train.take(chosen[draw]) if kind.few else train,
@@ -100,64 +109,68 @@ def run(
                 protocol=kind,
                 recipe=recipe,
                 task=data.task,
-                key=(dataset, seed, draw),
+                key=(data.name, seed, draw),
                 check=check,
             )
             outcomes.append(Outcome(classifier, outcome, data, val, test_images))
 
     best = max(range(draws), key=lambda draw: outcomes[draw].choice)
+    metadata = describe(
+        config,
+        synthetic=data.synthetic,
+        task=data.task,
+        labels=json.dumps(data.labels),
+        dataset=data.title,
+        init=weights.name,
+        protocol=protocol,
+        seed=str(seed),
+        licence=data.licence,
+    )
     files = {
         "predictions.csv": predictions_csv(outcomes[best].scores),
-        "model.safetensors": dump_weights(outcomes[best].model, model_metadata(run, data, name, protocol, seed)),
+        "model.safetensors": dump_weights(outcomes[best].model, metadata),
     }
     if kind.few:
         files |= {f"draws/{d}/predictions.csv": predictions_csv(o.scores) for d, o in enumerate(outcomes)}
-    return publish(
-        store,
-        folder,
-        files,
-        {
-            "version": 1,
-            "kind": "downstream",
-            "run_id": run.run_id,
-            "key": key,
-            "dataset": dataset,
-            "init": name,
-            "method": name.rsplit("-s", 1)[0],
-            "protocol": protocol,
-            "seed": seed,
-            "synthetic": data.synthetic,
-            "identity": identity(science),
-            "science": science,
-            "config": config.model_dump(mode="json"),
-            "environment": environment(device),
-            "data": {dataset: {"sha256": data.sha256}},
-            "task": data.task,
-            "labels": data.labels,
-            "metrics": _mean([o.test for o in outcomes]),
-            "validation": _mean([o.validation for o in outcomes]),
-            "confusion_matrix": metrics.confusion_matrix(data.test.labels, outcomes[best].scores, data.task),
-            "per_class_auroc": _none_for_nan(
-                metrics.per_class_auroc(data.test.labels, outcomes[best].scores, data.task)
-            ),
-            "best_epoch": outcomes[best].fit.best_epoch,
-            "curves": outcomes[best].fit.curves,
-            "chosen_draw": best if kind.few else None,
-            "draws": [
-                {
-                    "draw": d,
-                    "indices": chosen[d].tolist(),
-                    "metrics": _mean([o.test]),
-                    "best_epoch": o.fit.best_epoch,
-                }
-                for d, o in enumerate(outcomes)
-                if kind.few
-            ],
-            "draw_overlap": draw_overlap(chosen) if kind.few else None,
-            "timings": {"seconds": round(time.perf_counter() - begin, 3)},
-            "finished": now(),
-        },
-    )
+    return files, {
+        "version": 1,
+        "kind": "downstream",
+        "run_id": run.run_id,
+        "key": f"{data.name}/{weights.name}/{protocol}/s{seed}",
+        "dataset": data.name,
+        "init": weights.name,
+        "method": weights.name.rsplit("-s", 1)[0],
+        "protocol": protocol,
+        "seed": seed,
+        "synthetic": data.synthetic,
+        "identity": identity(job.science),
+        "science": job.science,
+        "config": config.model_dump(mode="json"),
+        "environment": environment(device),
+        "data": {data.name: {"sha256": data.sha256}},
+        "task": data.task,
+        "labels": data.labels,
+        "metrics": _mean([o.test for o in outcomes]),
+        "validation": _mean([o.validation for o in outcomes]),
+        "confusion_matrix": metrics.confusion_matrix(data.test.labels, outcomes[best].scores, data.task),
+        "per_class_auroc": _none_for_nan(metrics.per_class_auroc(data.test.labels, outcomes[best].scores, data.task)),
+        "best_epoch": outcomes[best].fit.best_epoch,
+        "curves": outcomes[best].fit.curves,
+        "chosen_draw": best if kind.few else None,
+        "draws": [
+            {
+                "draw": d,
+                "indices": chosen[d].tolist(),
+                "metrics": _mean([o.test]),
+                "best_epoch": o.fit.best_epoch,
+            }
+            for d, o in enumerate(outcomes)
+            if kind.few
+        ],
+        "draw_overlap": draw_overlap(chosen) if kind.few else None,
+        "timings": {"seconds": round(time.perf_counter() - begin, 3)},
+        "finished": now(),
+    }
 
 
 class Outcome:
@@ -178,53 +191,11 @@ class Outcome:
         return (-1.0 if best["val_auroc"] is None else best["val_auroc"], -best["val_loss"])
 
 
-def initial_weights(run: Run, init: str) -> tuple[dict[str, Tensor] | None, str, dict[str, str]]:
-    """Resolve an initialisation.
-
-    Returns:
-        The state dict (None for ``random``), the name in the store (``random``, ``imagenet``,
-        ``<method>-s<seed>`` or ``ckpt-<12 hex>``), and what identifies the weights.
-
-    Raises:
-        InputError: the weights are missing, damaged or of another architecture.
-    """
-    if init == "random":
-        return None, "random", {"name": "random"}
-    if init == "imagenet":
-        state, source = imagenet_state(run)
-        return state, "imagenet", {"name": "imagenet", "weights": source.rsplit("/", 1)[-1]}
-    folder = run.pretrain_folder(init)
-    if init.rsplit("-s", 1)[0] in ("byol", "byol_plus"):
-        try:
-            record = read_json(run.store, f"{folder}/record.json")
-        except MissingObject as error:
-            raise InputError(
-                f"--init {init}: this run has no finished pretraining of that name; run "
-                f"`python -m app pretrain --method {init.rsplit('-s', 1)[0]} --seed {init.rsplit('-s', 1)[1]}` first"
-            ) from error
-        expected = record["files"]["encoder.safetensors"]
-        data = read_verified(run.store, f"{folder}/encoder.safetensors", expected)
-        state, _ = parse_weights(data, source=f"{run.store.uri}/{folder}/encoder.safetensors")
-        return state, init, {"name": init, "identity": record["identity"]}
-    state, metadata, digest = read_weights(run.store, init)
-    network = run.config.network
-    for what, ours in (("architecture", network.architecture), ("stem", network.stem)):
-        if metadata.get(what, ours) != ours:
-            raise InputError(
-                f"{init}: was trained with {what} {metadata[what]}, the run has {ours}; "
-                f"use --set network.{what}={metadata[what]}"
-            )
-    return state, f"ckpt-{digest[:12]}", {"name": "checkpoint", "sha256": digest}
-
-
-def build_classifier(
-    run: Run, data: Dataset, state: dict[str, Tensor] | None, seed: int, draw: int, *, source: str
-) -> Classifier:
+def build_classifier(run: Run, data: Dataset, weights: Weights, seed: int, draw: int) -> Classifier:
     """Make the classifier before training: the encoder as initialised, the linear layer drawn from the seed."""
     torch.manual_seed(generator("weights", seed).initial_seed())
     encoder = Encoder(run.config.network.architecture, run.config.network.stem)
-    if state is not None:
-        encoder.load_plain_state(state, source=source)
+    weights.load_into(encoder)
     torch.manual_seed(generator("head", data.name, seed, draw).initial_seed())
     return Classifier(encoder, n_outputs(data.task, data.n_classes))
 
@@ -238,27 +209,6 @@ def predictions_csv(scores: NDArray[np.float64]) -> bytes:
     """Write scores (N, C) as MedMNIST's Evaluator reads them: index and one column per class, no header."""
     rows = (",".join([str(index), *(repr(float(s)) for s in row)]) for index, row in enumerate(scores))
     return "".join(f"{row}\n" for row in rows).encode()
-
-
-def model_metadata(run: Run, data: Dataset, init: str, protocol: str, seed: int) -> dict[str, str]:
-    """Describe a saved model so that it can be used without this package."""
-    return {
-        "format": "pt",
-        "architecture": run.config.network.architecture,
-        "stem": run.config.network.stem,
-        "input_size": str(data.size),
-        "input_channels": "1 or 3; gray counts as three equal channels",
-        "normalisation": "x / 255, mean 0.5, std 0.5",
-        "task": data.task,
-        "labels": json.dumps(data.labels),
-        "dataset": data.title,
-        "init": init,
-        "protocol": protocol,
-        "seed": str(seed),
-        "synthetic": str(data.synthetic).lower(),
-        "licence": data.licence,
-        "intended_use": "research; not for clinical use",
-    }
 
 
 def _mean(values: list[dict[str, float]]) -> dict[str, float | None]:

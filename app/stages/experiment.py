@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from app.checkpoint import read_json
-from app.config import Config, difference, parse_config
+from app.config import Config, default_runtime, difference, parse_config
 from app.data import Dataset, Unlabelled, default_roots, find_file, load_dataset, load_unlabelled, parse_task
 from app.errors import InputError, UsageError
 from app.storage import Store
 
 SUBSET_SEED = 0  # subsets are part of the data: the same images for every seed of a study
-CACHE = Path.home() / ".cache" / "byol-med"
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,13 @@ class Run:
 def planned_settings(store: Store, run_id: str) -> dict[str, Any] | None:
     """Return the configuration, as plain values, that a run was planned with; None if it was not planned."""
     key = f"runs/{run_id}/experiment.json"
-    settings: dict[str, Any] | None = read_json(store, key)["config"] if store.exists(key) else None
-    return settings
+    if not store.exists(key):
+        return None
+    settings = read_json(store, key).get("config")
+    if not isinstance(settings, dict) or not isinstance(settings.get("runtime"), dict):
+        raise InputError(f"{store.uri}/{key}: damaged, has no settings; delete it and run `plan` again")
+    # Runs planned before a runtime setting existed go on, with its default.
+    return settings | {"runtime": default_runtime() | settings["runtime"]}
 
 
 def open_run(store: Store, run_id: str, asked: Config) -> Run:
@@ -88,6 +93,8 @@ def finished(store: Store, folder: str, science: dict[str, Any], *, overwrite: b
     if overwrite or not store.exists(key):
         return None
     record = read_json(store, key)
+    if not isinstance(record.get("science"), dict) or not isinstance(record.get("files"), dict):
+        raise InputError(f"{store.uri}/{key}: damaged, not a record; delete it and run the job again, or --overwrite")
     changes = difference(record["science"], science)
     if changes:
         raise UsageError(
@@ -106,7 +113,9 @@ def load_labelled(run: Run, name: str) -> Dataset:
     """Load a labelled data set in the run's size and subset."""
     path, task = _locate(run, name)
     data = run.config.data
-    return load_dataset(name, path=path, size=data.size, task=task, subset=data.subset, seed=SUBSET_SEED)
+    return load_dataset(
+        name, path=path, size=data.size, task=task, subset=data.subset, seed=SUBSET_SEED, cache=cache_folder()
+    )
 
 
 def load_pretraining(run: Run) -> Unlabelled:
@@ -115,8 +124,13 @@ def load_pretraining(run: Run) -> Unlabelled:
     path, _ = _locate(run, data.pretrain)
     return load_unlabelled(
         data.pretrain, path=path, size=data.size, split=data.pretrain_split, subset=data.subset, seed=SUBSET_SEED,
-        cache=CACHE,
+        cache=cache_folder(),
     )  # fmt: skip
+
+
+def cache_folder() -> Path:
+    """Folder for the memory-mapped copies of large data sets: ``$XDG_CACHE_HOME/byol-med``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "byol-med"
 
 
 def monitor_name(run: Run) -> str | None:

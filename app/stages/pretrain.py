@@ -13,18 +13,19 @@ from torch import Tensor
 from app import metrics
 from app.augment import Augmentation, two_views
 from app.byol import BYOL, build_optimizer, rank_me, target_std
-from app.checkpoint import drop_checkpoints, dump_weights, load_checkpoint, publish, save_checkpoint
+from app.checkpoint import dump_weights
 from app.config import Config, Method, identity
 from app.data import Dataset, Unlabelled
 from app.downstream import Labelled, encode
 from app.draws import batch_at, generator
-from app.errors import CollapseError, Interrupted, UsageError
+from app.errors import CollapseError, UsageError
 from app.knn import knn_scores
 from app.networks import Encoder, to_float
-from app.runtime import Progress, StopRequest, choose_device, environment, prepare
+from app.runtime import Progress, choose_device, environment, prepare
 from app.schedules import ema_momentum, learning_rate
-from app.stages.experiment import Run, finished, load_labelled, load_pretraining, monitor_name, now
-from app.stages.weights import imagenet_state, read_weights
+from app.stages.experiment import Run, load_labelled, load_pretraining, monitor_name, now
+from app.stages.job import open_job
+from app.stages.weights import Weights, describe, initial_weights
 
 LOGS_PER_EPOCH = 10
 MONITOR_IMAGES = 5000  # of the labelled training split, enough for a steady k-NN
@@ -47,7 +48,7 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
         The job's record.
 
     Raises:
-        Interrupted: a signal came; the checkpoint is saved.
+        Interrupted: a signal came and the checkpoint is saved, or another process works on the job.
         CollapseError: NaN, or the target's std fell below ``pretrain.collapse_below``.
     """
     config, store = run.config, run.store
@@ -56,105 +57,76 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
     progress = Progress("pretrain", run_id=run.run_id, job=key)
     data = load_pretraining(run)
     monitor = load_labelled(run, name) if (name := monitor_name(run)) else None
-    science = science_of(config, method, seed, data, monitor)
-    if (record := finished(store, folder, science, overwrite=overwrite)) is not None:
-        progress.say("already done")
-        return record
-    if overwrite:
-        drop_checkpoints(store, folder)
+    weights = initial_weights(run, config.network.init)
+    science = science_of(config, method, seed, data, monitor, weights)
+    with open_job(run, folder, science, progress=progress, overwrite=overwrite) as job:
+        if job.record is not None:
+            return job.record
+        device = choose_device(config.runtime.device)
+        prepare(device, config.runtime.threads)
+        trainer = Trainer(config, method, seed, data, monitor, device)
+        if (state := job.restore()) is not None:
+            trainer.load_state(state)
+            progress.say(f"continues at step {trainer.step} of {trainer.total_steps}", step=trainer.step)
+        else:
+            trainer.start(weights)
+        with progress.bar(trainer.total_steps, trainer.step) as bar:
+            while trainer.step < trainer.total_steps:
+                try:
+                    bar.advance(**trainer.advance())
+                except CollapseError:
+                    job.claim.confirm()
+                    store.write(f"{folder}/curves.jsonl", trainer.curves_bytes())
+                    raise
+                if trainer.step < trainer.total_steps:
+                    job.after_step(trainer.step, trainer.state, f"step {trainer.step} of {trainer.total_steps}")
+        return job.publish(*result(run, method, seed, data, science, trainer))
 
-    device = choose_device(config.runtime.device)
-    prepare(device, config.runtime.threads)
-    trainer = Trainer(config, method, seed, data, monitor, device)
-    if (state := load_checkpoint(store, folder, warn=progress.say)) is not None:
-        if state["identity"] != identity(science):
-            raise UsageError(
-                f"{store.uri}/{folder}: holds a checkpoint of another experiment; "
-                "choose another --run-id, or --overwrite"
-            )
-        trainer.load_state(state)
-        progress.say(f"continues at step {trainer.step} of {trainer.total_steps}", step=trainer.step)
-    else:
-        trainer.start(network_init(run))
 
-    def save() -> None:
-        save_checkpoint(
-            store,
-            folder,
-            trainer.step,
-            trainer.state() | {"identity": identity(science)},
-            keep=config.runtime.keep,
-        )
-
-    last_save = time.monotonic()
-    with StopRequest() as stop, progress.bar(trainer.total_steps, trainer.step) as bar:
-        while trainer.step < trainer.total_steps:
-            try:
-                bar.advance(**trainer.advance())
-            except CollapseError:
-                store.write(f"{folder}/curves.jsonl", trainer.curves_bytes())
-                raise
-            every = config.runtime.checkpoint_steps
-            minutes = (time.monotonic() - last_save) / 60
-            due = trainer.step % every == 0 if every else minutes >= config.runtime.checkpoint_minutes
-            if (due or stop) and trainer.step < trainer.total_steps:
-                save()
-                last_save = time.monotonic()
-            if stop and trainer.step < trainer.total_steps:
-                raise Interrupted(
-                    f"{stop.signal}: stopped at step {trainer.step} of {trainer.total_steps} with a checkpoint; "
-                    "run the same command again to continue"
-                )
-
-    encoder = trainer.model.encoder
-    metadata = {
-        "format": "pt",
-        "architecture": encoder.architecture,
-        "stem": encoder.stem,
-        "input_size": str(config.data.size),
-        "input_channels": "1 or 3; gray counts as three equal channels",
-        "normalisation": "x / 255, mean 0.5, std 0.5",
-        "method": method,
-        "seed": str(seed),
-        "pretraining_data": f"{data.title}, {len(data)} images",
-        "synthetic": str(data.synthetic).lower(),
-        "intended_use": "research; not for clinical use",
-    }
-    record = publish(
-        store,
-        folder,
-        {
-            "encoder.safetensors": dump_weights(encoder.plain_state(), metadata),
-            "curves.jsonl": trainer.curves_bytes(),
-        },
-        {
-            "version": 1,
-            "kind": "pretrain",
-            "run_id": run.run_id,
-            "key": key,
-            "method": method,
-            "seed": seed,
-            "synthetic": data.synthetic,
-            "identity": identity(science),
-            "science": science,
-            "config": config.model_dump(mode="json"),
-            "environment": environment(device),
-            "data": {data.name: {"sha256": data.sha256, "images": len(data)}},
-            "metrics": trainer.metrics,
-            "timings": {
-                "seconds": round(trainer.seconds, 3),
-                "images_per_second": round(trainer.total_steps * trainer.images_per_step / trainer.seconds, 1),
-            },
-            "steps": trainer.total_steps,
-            "epochs": config.pretrain.epochs,
-            "finished": now(),
-        },
+def result(
+    run: Run, method: Method, seed: int, data: Unlabelled, science: dict[str, Any], trainer: Trainer
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the files and the record of a finished pretraining."""
+    config = run.config
+    metadata = describe(
+        config,
+        synthetic=data.synthetic,
+        method=method,
+        seed=str(seed),
+        pretraining_data=f"{data.title}, {len(data)} images",
+        licence=data.licence,
     )
-    drop_checkpoints(store, folder)
-    return record
+    files = {
+        "encoder.safetensors": dump_weights(trainer.model.encoder.plain_state(), metadata),
+        "curves.jsonl": trainer.curves_bytes(),
+    }
+    return files, {
+        "version": 1,
+        "kind": "pretrain",
+        "run_id": run.run_id,
+        "key": f"{method}-s{seed}",
+        "method": method,
+        "seed": seed,
+        "synthetic": data.synthetic,
+        "identity": identity(science),
+        "science": science,
+        "config": config.model_dump(mode="json"),
+        "environment": environment(trainer.device),
+        "data": {data.name: {"sha256": data.sha256, "images": len(data)}},
+        "metrics": trainer.metrics,
+        "timings": {
+            "seconds": round(trainer.seconds, 3),
+            "images_per_second": round(trainer.total_steps * trainer.images_per_step / trainer.seconds, 1),
+        },
+        "steps": trainer.total_steps,
+        "epochs": config.pretrain.epochs,
+        "finished": now(),
+    }
 
 
-def science_of(config: Config, method: str, seed: int, data: Unlabelled, monitor: Dataset | None) -> dict[str, Any]:
+def science_of(
+    config: Config, method: str, seed: int, data: Unlabelled, monitor: Dataset | None, weights: Weights
+) -> dict[str, Any]:
     """Return what decides the encoder: the settings this method reads, the seed, and the data by checksum."""
     tree = config.science()
     views = tree["views"] | (tree["views_plus"] if method == "byol_plus" else {})
@@ -169,21 +141,10 @@ def science_of(config: Config, method: str, seed: int, data: Unlabelled, monitor
             "subset": config.data.subset,
             "monitor": monitor.sha256 if monitor else None,
         },
-        "network": tree["network"],
+        "network": tree["network"] | {"init": weights.identity},
         "pretrain": tree["pretrain"],
         "views": views,
     }
-
-
-def network_init(run: Run) -> tuple[dict[str, Tensor], str] | None:
-    """Return the weights that ``network.init`` names and where they are from; None is a random start."""
-    init = run.config.network.init
-    if init == "random":
-        return None
-    if init == "imagenet":
-        return imagenet_state(run)
-    state, _, _ = read_weights(run.store, init)
-    return state, init
 
 
 def augmentation_of(config: Config, method: str) -> Augmentation:
@@ -245,12 +206,10 @@ class Trainer:
         self.metrics: dict[str, float | None] = {}
         self.curves: list[str] = []
 
-    def start(self, init: tuple[dict[str, Tensor], str] | None) -> None:
-        """Begin at step 0, from random weights or from a plain ResNet state dict and its source."""
-        if init is not None:
-            state, source = init
-            self.model.encoder.load_plain_state(state, source=source)
-            self.model.update_target(0.0)
+    def start(self, weights: Weights) -> None:
+        """Begin at step 0, the target network equal to the online one."""
+        weights.load_into(self.model.encoder)
+        self.model.target.load_state_dict(self.model.online.state_dict())
 
     def state(self) -> dict[str, Any]:
         """Return everything needed to go on with equal tensors; all draws are functions of the step."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from app.checkpoint import read_json, write_json
 from app.stages.experiment import now
-from app.stages.listing import job_states
+from app.stages.listing import planned_jobs
 from app.storage import Store
 
 SHOWN = 100  # names of missing jobs
@@ -43,12 +43,13 @@ def publish_status(store: Store, workflow: str, phase: str) -> dict[str, Any]:
         "finished": now(),
     }
     if run_id is not None:
-        states = job_states(store, run_id, set(store.list(f"runs/{run_id}")))
-        missing = [job for job, state in states.items() if state != "done"]
+        keys = set(store.list(f"runs/{run_id}"))
+        jobs = planned_jobs(store, run_id)
+        missing = [job for job in jobs if f"runs/{run_id}/{job}/record.json" not in keys]
         page = f"runs/{run_id}/report/index.html"
         status |= {
-            "done": len(states) - len(missing),
-            "planned": len(states),
+            "done": len(jobs) - len(missing),
+            "planned": len(jobs),
             "missing": missing[:SHOWN],
             "report": f"{store.uri}/{page}" if store.exists(page) else None,
         }

@@ -1,60 +1,143 @@
-"""Where initial weights come from: ImageNet, a file, or an object of the store."""
+"""Where initial weights come from: nowhere, ImageNet, a pretraining of the run, or a file."""
 
 from __future__ import annotations
 
 import urllib.error
+from dataclasses import dataclass
 from pathlib import Path
 
 import torchvision
 from torch import Tensor
 
-from app.checkpoint import parse_weights
+from app.checkpoint import parse_weights, read_json, read_verified
+from app.config import METHODS, Config
 from app.errors import InputError, StorageError, UsageError
+from app.networks import Encoder
 from app.stages.experiment import Run
-from app.storage import Store, sha256
+from app.storage import MissingObject, Store, sha256
 
 
-def imagenet_state(run: Run) -> tuple[dict[str, Tensor], str]:
-    """Return ImageNet weights as a state dict, and where they are from.
+@dataclass(frozen=True)
+class Weights:
+    """Initial weights of an encoder.
 
-    From ``--imagenet-weights`` if given, else torchvision's (downloaded once, checked by their hash).
+    Attributes:
+        name: their name in the store: ``random``, ``imagenet``, ``<method>-s<seed>`` or ``ckpt-<12 hex>``.
+        identity: what makes them the same weights, for comparing experiments.
+        source: where they are from, for messages.
+        state: a plain ResNet state dict; None leaves the encoder as it was drawn.
+    """
+
+    name: str
+    identity: dict[str, str]
+    source: str
+    state: dict[str, Tensor] | None
+
+    def load_into(self, encoder: Encoder) -> None:
+        """Load the weights into ``encoder``, strictly.
+
+        Raises:
+            InputError: they are of another architecture or stem.
+        """
+        if self.state is not None:
+            encoder.load_plain_state(self.state, source=self.source)
+
+
+def describe(config: Config, *, synthetic: bool, **own: str) -> dict[str, str]:
+    """Say in a weights file what it takes to use it without this package: the metadata of the safetensors.
+
+    Args:
+        config: of the run that trained the network.
+        synthetic: it was trained on phantoms.
+        **own: what else there is to say of this file.
+    """
+    return {
+        "format": "pt",
+        "architecture": config.network.architecture,
+        "stem": config.network.stem,
+        "input_size": str(config.data.size),
+        "input_channels": "3; a gray image is three equal channels",
+        "normalisation": "x / 255, mean 0.5, std 0.5",
+        **own,
+        "synthetic": str(synthetic).lower(),
+        "intended_use": "research; not for clinical use",
+    }
+
+
+def initial_weights(run: Run, init: str) -> Weights:
+    """Resolve an initialisation.
+
+    Args:
+        run: the run.
+        init: ``random``, ``imagenet``, a pretraining of this run such as ``byol-s0``, or the path, ``file://``
+            URI or store key of a state dict.
 
     Raises:
-        UsageError: the network's stem is not the one that ImageNet weights need.
-        InputError: the file is damaged.
-        StorageError: the download failed.
+        InputError: the weights are missing, damaged or of another architecture.
+        UsageError: ImageNet weights are asked for a stem that has none.
+        StorageError: ImageNet weights cannot be downloaded.
     """
+    if init == "random":
+        return Weights("random", {"name": "random"}, init, None)
+    if init == "imagenet":
+        return _imagenet(run)
+    if init.rsplit("-s", 1)[0] in METHODS:
+        return _pretrained(run, init)
+    state, metadata, digest = _read(run.store, init)
+    network = run.config.network
+    for what, ours in (("architecture", network.architecture), ("stem", network.stem)):
+        if metadata.get(what, ours) != ours:
+            raise InputError(
+                f"{init}: was trained with {what} {metadata[what]}, the run has {ours}; "
+                f"use --set network.{what}={metadata[what]}"
+            )
+    return Weights(f"ckpt-{digest[:12]}", {"name": "checkpoint", "sha256": digest}, init, state)
+
+
+def _imagenet(run: Run) -> Weights:
+    """From ``--imagenet-weights`` if given, else torchvision's, downloaded once and checked by their hash."""
     network = run.config.network
     if network.stem != "stock":
         raise UsageError(
             f"network.stem={network.stem}: ImageNet weights need the stock stem; use --set network.stem=stock"
         )
     if (file := run.config.imagenet_weights) is not None:
-        state, _, _ = read_weights(run.store, file)
-        return state, file
+        state, _, digest = _read(run.store, file)
+        return Weights("imagenet", {"name": "imagenet", "sha256": digest}, file, state)
     weights = next(iter(torchvision.models.get_model_weights(network.architecture)))
     try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True)), weights.url
+        state = dict(weights.get_state_dict(progress=False, check_hash=True))
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise StorageError(
             f"{weights.url}: cannot be downloaded ({getattr(error, 'reason', error)}); give a local copy by "
             "--imagenet-weights FILE, or leave imagenet out of study.baselines and network.init"
         ) from error
-    except RuntimeError as error:
+    except RuntimeError as error:  # torch.hub's word for a wrong hash
         raise InputError(
             f"{weights.url}: damaged download ({error}); try again, or give --imagenet-weights FILE"
         ) from error
+    # The published file's name ends in the first digits of its SHA-256.
+    return Weights("imagenet", {"name": "imagenet", "file": weights.url.rsplit("/", 1)[-1]}, weights.url, state)
 
 
-def read_weights(store: Store, uri: str) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """Read a state dict from a path, a ``file://`` URI, or a key of the store.
+def _pretrained(run: Run, init: str) -> Weights:
+    folder = run.pretrain_folder(init)
+    try:
+        record = read_json(run.store, f"{folder}/record.json")
+    except MissingObject as error:
+        method, seed = init.rsplit("-s", 1)
+        raise InputError(
+            f"--init {init}: this run has no finished pretraining of that name; run "
+            f"`python -m app pretrain --method {method} --seed {seed}` first"
+        ) from error
+    key = f"{folder}/encoder.safetensors"
+    data = read_verified(run.store, key, record["files"]["encoder.safetensors"])
+    state, _ = parse_weights(data, source=f"{run.store.uri}/{key}")
+    return Weights(init, {"name": init, "identity": record["identity"]}, key, state)
 
-    Returns:
-        The state dict, its metadata (empty for ``torch.save`` files), and the SHA-256 of the bytes.
 
-    Raises:
-        InputError: it is missing or damaged.
-    """
+def _read(store: Store, uri: str) -> tuple[dict[str, Tensor], dict[str, str], str]:
+    """Read a state dict, its metadata (empty for ``torch.save`` files), and the SHA-256 of the bytes."""
     path = Path(uri.removeprefix("file://")).expanduser()
     try:
         data = path.read_bytes()
