@@ -26,6 +26,7 @@ LAYERS = {
     "app.storage": "plumbing",
     "app.checkpoint": "plumbing",
     "app.claims": "plumbing",
+    "app.argo": "plumbing",
     "app.config": "plumbing",
     "app.presets": "plumbing",
     "app.runtime": "plumbing",

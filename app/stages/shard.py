@@ -87,8 +87,9 @@ class FanOut:
 def write_fan_out(run: Run, folder: Path, seeds_per_pod: int) -> None:
     """Write what a scheduler needs to fan a planned run out: one small file per parameter.
 
-    ``run-id``; ``jobs-per-pod``; ``baselines-trained`` and ``baselines-frozen``, numbers of shards; ``pretrain.json``,
-    a list of ``{"key", "method", "seed", "trained", "frozen"}``, again with numbers of shards; and ``summary.json``.
+    ``run-id``; ``report``, where the page will be; ``jobs-per-pod``; ``baselines-trained`` and ``baselines-frozen``,
+    numbers of shards; ``pretrain.json``, a list of ``{"key", "method", "seed", "trained", "frozen"}``, again with
+    numbers of shards; and ``summary.json``.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -113,6 +114,7 @@ def write_fan_out(run: Run, folder: Path, seeds_per_pod: int) -> None:
     }
     files = {
         "run-id": run.run_id,
+        "report": f"{run.store.uri}/{run.folder}/report/index.html",
         "jobs-per-pod": str(fan_out.size),
         "baselines-trained": str(counts[BASELINES]["trained"]),
         "baselines-frozen": str(counts[BASELINES]["frozen"]),

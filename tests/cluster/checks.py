@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -70,8 +71,7 @@ def all_problems(files: Mapping[str, list[Document]], root: Path, rendered: dict
             if document["kind"] == "CronWorkflow":
                 yield from (f"{path}: {line}" for line in cron_problems(document, templates, cluster))
             else:
-                yield from (f"{path}: {line}" for line in workflow_problems(document, cluster, known))
-                yield from (f"{path}: {line}" for line in command_problems(document, cluster))
+                yield from (f"{path}: {line}" for line in _remembered(document, cluster, known))
     for overlay, objects in rendered.items():
         for item in [*objects, *files[EXAMPLE]]:
             yield from (f"{overlay}: {item.get('kind')}: {line}" for line in kubernetes_problems(item))
@@ -82,6 +82,17 @@ def all_problems(files: Mapping[str, list[Document]], root: Path, rendered: dict
         yield from (f"{overlay}: {line}" for line in cluster_problems(complete, read, labels))
         if cluster.get("Secret", "byol-s3-credentials") is None and not example:
             yield f"{EXAMPLE}: not the Secret that the workflows read"
+
+
+_memory: dict[tuple[str, str, str], list[str]] = {}
+
+
+def _remembered(document: Document, cluster: Cluster, known: set[str]) -> list[str]:
+    """Problems of a workflow, looked for once: a mutation leaves most files as they are."""
+    key = (json.dumps(document), cluster.text, ",".join(sorted(known)))
+    if key not in _memory:
+        _memory[key] = [*workflow_problems(document, cluster, known), *command_problems(document, cluster)]
+    return _memory[key]
 
 
 def parameter_keys(files: Mapping[str, list[Document]]) -> tuple[set[str], set[str]]:

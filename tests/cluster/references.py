@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +15,16 @@ from tests.cluster.documents import Document, StrictLoader, strict_json
 from tests.cluster.schemas import kubernetes_problems
 
 KEYS_OF_PRETRAIN = {"key", "method", "seed", "trained", "frozen"}  # of pretrain.json, which `plan --out` writes
-FILES_OF_PLAN = {"run-id", "jobs-per-pod", "baselines-trained", "baselines-frozen", "pretrain.json", "summary.json"}
+FILES_OF_PLAN = {
+    "report",
+    "run-id",
+    "jobs-per-pod",
+    "baselines-trained",
+    "baselines-frozen",
+    "pretrain.json",
+    "summary.json",
+}
+READ_BY_CLIENT = {"report"}  # of the plan's outputs, by app/argo.py
 FILES_OF_REPORT = {"index.html"}
 GLOBALS = {"workflow.name", "workflow.namespace", "workflow.uid"}
 PULL_POLICIES = {"Always", "IfNotPresent", "Never"}
@@ -40,6 +51,11 @@ class Cluster:
         self.by_kind: dict[str, dict[str, Document]] = {}
         for item in objects:
             self.by_kind.setdefault(item["kind"], {})[item["metadata"]["name"]] = item
+
+    @functools.cached_property
+    def text(self) -> str:
+        """All objects as one string, to be compared."""
+        return json.dumps(self.objects)
 
     def get(self, kind: str, name: str) -> Document | None:
         return self.by_kind.get(kind, {}).get(name)
@@ -268,7 +284,8 @@ def _output_problems(templates: Mapping[str, Document], referred: set[str]) -> I
         files = FILES_OF_PLAN if name == "plan" else FILES_OF_REPORT
         entries = [(entry["name"], entry.get("valueFrom", {}).get("path")) for entry in outputs.get("parameters", [])]
         for parameter, path in entries:
-            if not any(tag.endswith(f".outputs.parameters.{parameter}") for tag in referred):
+            read = any(tag.endswith(f".outputs.parameters.{parameter}") for tag in referred)
+            if not read and (name != "plan" or parameter not in READ_BY_CLIENT):
                 yield f"{name}: output {parameter} is never used"
             if "default" not in next(e for e in outputs["parameters"] if e["name"] == parameter)["valueFrom"]:
                 yield f"{name}: output {parameter} has no default"

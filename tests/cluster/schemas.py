@@ -59,6 +59,12 @@ def _crd_validator(kind: str, folder: Path) -> jsonschema.Draft202012Validator:
 
 def argo_problems(document: Document, folder: Path | None) -> list[str]:
     """What is wrong with a Workflow, WorkflowTemplate or CronWorkflow by its schema."""
+    return list(_argo_problems(json.dumps(document), folder))
+
+
+@functools.lru_cache(64)
+def _argo_problems(text: str, folder: Path | None) -> list[str]:
+    document = json.loads(text)
     kind = document.get("kind")
     if kind not in KINDS or document.get("apiVersion") != "argoproj.io/v1alpha1":
         return [f"kind {kind} of {document.get('apiVersion')} is none of Argo's"]
@@ -116,6 +122,12 @@ def _exact(version: str) -> str:
 
 def kubernetes_problems(document: Document, version: str = VERSIONS[-1]) -> list[str]:
     """What is wrong with a Kubernetes object by the strict schemas that ``kubernetes-validate`` brings."""
+    return list(_kubernetes_problems(json.dumps(document), version))
+
+
+@functools.lru_cache(4096)
+def _kubernetes_problems(text: str, version: str) -> list[str]:
+    document = json.loads(text)
     try:
         validator = _kubernetes_validator(document["kind"], document["apiVersion"], version)
     except (FileNotFoundError, KeyError, IndexError):

@@ -1,0 +1,219 @@
+"""``python -m app submit`` against a server that speaks the Argo API's own paths and validates what it is sent."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from app import argo, cli
+from tests.cluster.documents import ROOT
+from tests.cluster.schemas import argo_problems, crds
+
+pytest.importorskip("argo_workflows")
+TOKEN = "Bearer right"
+FULL = str(ROOT / "workflows/full.yaml")
+REPORT = "s3://byol/studies/runs/recommended-1a2b3c4d/report/index.html"
+
+
+class Stub(ThreadingHTTPServer):
+    """The two paths of the API that the client uses; a workflow goes one step further each time it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.created: list[dict[str, Any]] = []
+        self.steps: list[dict[str, Any]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Stub
+
+    def answer(self, status: int, value: dict[str, Any]) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def allowed(self) -> bool:
+        if self.headers.get("Authorization") != TOKEN:
+            self.answer(403, {"code": 7, "message": "workflows.argoproj.io is forbidden"})
+            return False
+        return True
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self.allowed():
+            return
+        if self.path != "/api/v1/workflows/byol" or set(body) != {"workflow"}:
+            self.answer(404, {"code": 5, "message": "Not Found"})
+        elif problems := argo_problems(body["workflow"], crds()):
+            self.answer(400, {"code": 3, "message": problems[0]})
+        else:
+            self.server.created.append(body["workflow"])
+            self.answer(200, body["workflow"] | {"metadata": {"name": "byol-full-x7k2p", "namespace": "byol"}})
+
+    def do_GET(self) -> None:
+        if not self.allowed():
+            return
+        if self.path == "/api/v1/workflows/byol/byol-full-x7k2p":
+            steps = self.server.steps
+            self.answer(200, steps.pop(0) if len(steps) > 1 else steps[0])
+        else:
+            self.answer(404, {"code": 5, "message": "Not Found"})
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def node(name: str, phase: str, boundary: str = "root", kind: str = "Pod", **more: Any) -> dict[str, Any]:
+    return {"id": name, "displayName": name, "phase": phase, "type": kind, "boundaryID": boundary} | more
+
+
+def workflow(phase: str, *nodes: dict[str, Any]) -> dict[str, Any]:
+    root = node("byol-full-x7k2p", phase, "", "DAG", id="root")
+    status = {"phase": phase, "nodes": {n["id"]: n for n in (root, *nodes)}}
+    return {"metadata": {"name": "byol-full-x7k2p", "namespace": "byol"}, "status": status}
+
+
+PLANNED = node("plan", "Succeeded", templateName="plan", outputs={"parameters": [{"name": "report", "value": REPORT}]})
+RUNNING = workflow("Running", PLANNED, node("pretrain", "Running", progress="7/100"))
+DONE = workflow("Succeeded", PLANNED, node("pretrain", "Succeeded", progress="100/100"))
+FAILED = workflow("Failed", PLANNED, node("pretrain", "Failed", message="OOMKilled (exit code 137)"))
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
+    stub = Stub()
+    threading.Thread(target=stub.serve_forever, daemon=True).start()
+    monkeypatch.setenv("ARGO_SERVER", stub.url)
+    monkeypatch.setenv("ARGO_TOKEN", TOKEN)
+    monkeypatch.delenv("ARGO_NAMESPACE", raising=False)
+    monkeypatch.setattr(argo.time, "sleep", lambda _: None)
+    yield stub
+    stub.shutdown()
+    stub.server_close()
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def run(*args: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["app", "submit", *args])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_a_workflow_is_submitted_followed_and_its_report_named(server, call):
+    server.steps = [workflow("Pending"), RUNNING, RUNNING, DONE]
+    code, out, err = call(FULL, "-p", "preset=paper-text", "-p", "seeds=0,1", "-p", "gpus=2", "-p", "image=mine:1")
+    assert code == 0, err
+    assert out.splitlines() == [f"workflow: {server.url}/workflows/byol/byol-full-x7k2p", f"report: {REPORT}"]
+    [sent] = server.created
+    parameters = {entry["name"]: entry for entry in sent["spec"]["arguments"]["parameters"]}
+    assert parameters["seeds"]["value"] == "0,1"
+    assert parameters["image"] == {"name": "image", "value": "mine:1"}  # no longer from the ConfigMap
+    assert "valueFrom" in parameters["store"]
+    shown = [json.loads(line) for line in err.splitlines()]
+    assert [(line["node"], line["phase"]) for line in shown if line["node"] == "pretrain"] == [
+        ("pretrain", "Running"),
+        ("pretrain", "Succeeded"),
+    ]
+
+
+def test_a_failed_workflow_says_what_failed(server, call):
+    server.steps = [RUNNING, FAILED]
+    code, _, err = call(FULL)
+    assert code == 66
+    assert "byol-full-x7k2p: Failed: pretrain (OOMKilled (exit code 137))" in err.splitlines()[-1]
+
+
+def test_without_waiting_it_prints_where_to_look(server, call):
+    code, out, _ = call(FULL, "--no-wait")
+    assert (code, out) == (0, f"workflow: {server.url}/workflows/byol/byol-full-x7k2p\n")
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        ("pre-set=smoke", "no such parameter; did you mean 'preset'?"),
+        ("gpus=two", "give a whole number, such as 1"),
+        ("device=tpu", "unknown; choose from cuda, cpu"),
+        ("gpu-tolerations={}", "give JSON, such as ["),
+        ("gpu-node-selector=spot", "give JSON, such as {}"),
+        ("preset", "write name=value"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_before_anything_is_sent(server, call, parameter, message):
+    code, _, err = call(FULL, "-p", parameter)
+    assert (code, len(err.splitlines()), server.created) == (2, 1, [])
+    assert message in err
+
+
+def test_no_permission_is_said(server, call, monkeypatch):
+    monkeypatch.setenv("ARGO_TOKEN", "wrong")
+    code, _, err = call(FULL)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "no permission in namespace byol (workflows.argoproj.io is forbidden)" in err
+    assert "create token byol-submitter" in err
+    assert "wrong" not in err
+
+
+def test_no_server_is_said(call, monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    monkeypatch.setenv("ARGO_TOKEN", TOKEN)
+    code, _, err = call(FULL, "--server", f"http://127.0.0.1:{port}")
+    assert code == 69
+    assert "no Argo server answers" in err.splitlines()[-1]
+
+
+def test_the_server_refuses_what_its_schema_refuses(server, call, tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text((ROOT / "workflows/smoke.yaml").read_text("utf-8").replace("failFast:", "failfast:"))
+    code, _, err = call(str(broken))
+    assert code == 2
+    assert "refuses the workflow (400" in err
+    assert "failfast" in err
+    assert server.created == []
+
+
+def test_what_is_no_workflow_is_refused(call, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("kind: Pod\n")
+    assert call(str(other))[0] == 2
+    assert call(str(tmp_path / "absent.yaml"))[0] == 2
+
+
+def test_the_dag_is_drawn_with_its_depth_and_progress():
+    lines = [argo._line(depth, entry) for depth, entry in argo.nodes_in_order(RUNNING)]
+    assert lines == ["● byol-full-x7k2p", "  ✔ plan", "  ● pretrain  7/100"]
+
+
+@pytest.mark.parametrize(
+    ("given", "secure", "url"),
+    [
+        (None, "", "https://localhost:2746"),
+        ("argo.example:443", "", "https://argo.example:443"),
+        ("argo.example:80", "false", "http://argo.example:80"),
+        ("http://argo.example/", "", "http://argo.example"),
+    ],
+)
+def test_the_server_is_found_as_the_argo_command_line_finds_it(monkeypatch, given, secure, url):
+    monkeypatch.delenv("ARGO_SERVER", raising=False)
+    monkeypatch.setenv("ARGO_SECURE", secure)
+    assert argo.server_url(given) == url
