@@ -226,7 +226,8 @@ def load_config(
         UsageError: unknown preset or key (the nearest known one is named), or a value out of range.
     """
     if base is None:
-        tree = _load_preset(preset) | {"preset": Path(preset).stem, "data_root": None, "imagenet_weights": None}
+        places = {"data_root": None, "imagenet_weights": None}
+        tree = places | _load_preset(preset) | {"preset": Path(preset).stem}
     else:
         tree = copy.deepcopy(dict(base))
     tree["data_root"] = data_root or tree["data_root"]
