@@ -326,6 +326,8 @@ def _load_preset(preset: str, extended_by: tuple[str, ...] = ()) -> dict[str, An
         return tree
     if not isinstance(base, str):
         raise UsageError(f"preset {preset}: extends: give one preset's name or YAML file, not {base!r}")
+    if base.endswith(".yaml"):  # beside the file that names it
+        base = str(Path(preset).parent / base)
     return _merge(_load_preset(base, (*extended_by, preset)), tree)
 
 

@@ -180,7 +180,7 @@ def test_encoding_is_in_evaluation_mode_and_keeps_the_mode(resnet):
 def test_encoding_in_parts_changes_nothing(classifier, monkeypatch):
     data = labelled(7)
     whole = encode(classifier.encoder, data.images)
-    monkeypatch.setattr(downstream, "INFERENCE_BATCH", 3)
+    monkeypatch.setattr(downstream, "INFERENCE_PIXELS", 3 * 28 * 28)
     torch.testing.assert_close(encode(classifier.encoder, data.images), whole, rtol=1e-4, atol=1e-5)
 
 

@@ -79,13 +79,15 @@ def open_run(store: Store, run_id: str, asked: Config) -> Run:
 
 
 def finished(store: Store, folder: str, science: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
-    """Return a job's record if the job is done, None if it is to be run.
+    """Return a job's record if the job is done, None if it is to be run; ``overwrite`` removes the record.
 
     Raises:
         UsageError: the record is of another experiment; the message shows the difference.
     """
     key = f"{folder}/record.json"
-    if overwrite or not store.exists(key):
+    if overwrite:
+        store.delete(key)  # first, so that a job stopped half-way is not taken for the old one, done
+    if not store.exists(key):
         return None
     record = read_json(store, key)
     changes = difference(record["science"], science)
