@@ -1,6 +1,7 @@
 """``python -m app``."""
 
 import os
+import signal
 
 # Threads that wait by spinning slow a step threefold as soon as they share a core with anything else, as
 # they do in a pod with a CPU limit; sleeping costs a few per cent on an idle machine. Read when torch loads.
@@ -8,4 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from app.cli import main
 
+# Before a job listens for it, SIGTERM finds nothing to save: "try again". As the first process of a
+# container we would not even be stopped by it without a handler.
+signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
 main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import secrets
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from app.errors import InputError
+from app.claims import LostClaim
+from app.errors import InputError, StorageError
 from app.storage import MissingObject, Store, sha256
 
 VERSION = 1
@@ -21,33 +23,51 @@ VERSION = 1
 TORCH_SAVE = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
 
 
-def pointer(key: str, data: bytes) -> dict[str, Any]:
+def pointer(key: str, data: bytes | memoryview) -> dict[str, Any]:
     """Describe an object for the record that names it: ``key``, ``size`` in bytes, ``sha256``."""
     return {"key": key, "size": len(data), "sha256": sha256(data)}
 
 
-def publish(store: Store, folder: str, files: dict[str, bytes], record: dict[str, Any]) -> dict[str, Any]:
-    """Write the files of a job, then, last, the ``record.json`` that names them.
+def publish(
+    store: Store,
+    folder: str,
+    files: dict[str, bytes],
+    record: dict[str, Any],
+    *,
+    confirm: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Write the files of a job, then, last, the ``record.json`` that names them; there is one record, once.
 
     Args:
         store: where to.
         folder: the job's key prefix.
         files: contents by name inside the folder.
         record: the record without its ``files``.
+        confirm: raises if the job is no longer ours; asked before every write.
 
     Returns:
         The record as written, with ``files``: name to size and SHA-256.
+
+    Raises:
+        LostClaim: there is a record already.
     """
     for name, data in files.items():
+        confirm()
         store.write(f"{folder}/{name}", data)
     record = record | {"files": {name: {"size": len(d), "sha256": sha256(d)} for name, d in files.items()}}
-    write_json(store, f"{folder}/record.json", record)
+    confirm()
+    if store.create(f"{folder}/record.json", _json(record)) is None:
+        raise LostClaim(f"{store.uri}/{folder}/record.json: another process has published the result meanwhile")
     return record
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def write_json(store: Store, key: str, value: dict[str, Any]) -> None:
     """Publish ``value`` as JSON."""
-    store.write(key, (json.dumps(value, indent=1) + "\n").encode())
+    store.write(key, _json(value))
 
 
 def read_json(store: Store, key: str) -> dict[str, Any]:
@@ -57,9 +77,13 @@ def read_json(store: Store, key: str) -> dict[str, Any]:
         MissingObject: it is not there.
         InputError: it is not a JSON object.
     """
+    return _parse_json(store, key, store.read(key))
+
+
+def _parse_json(store: Store, key: str, data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(store.read(key))
-    except ValueError as error:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{store.uri}/{key}: damaged, not JSON ({error}); delete it and run the job again") from error
     if not isinstance(value, dict):
         raise InputError(f"{store.uri}/{key}: damaged, not a JSON object; delete it and run the job again")
@@ -81,7 +105,9 @@ def read_verified(store: Store, key: str, expected: dict[str, Any]) -> bytes:
     return data
 
 
-def save_checkpoint(store: Store, folder: str, step: int, state: dict[str, Any], *, keep: int) -> None:
+def save_checkpoint(
+    store: Store, folder: str, step: int, state: dict[str, Any], *, keep: int, generation: int = 0
+) -> None:
     """Publish a checkpoint under a key of its own, then ``latest.json``, then drop all but the last ``keep``.
 
     Args:
@@ -90,20 +116,143 @@ def save_checkpoint(store: Store, folder: str, step: int, state: dict[str, Any],
         step: optimizer steps done.
         state: tensors and plain values only, so that it loads with ``weights_only=True``.
         keep: checkpoints to keep, at least 1.
+        generation: of the claim; the pointer of a later owner is never replaced.
+
+    Raises:
+        LostClaim: a later owner has saved, or taken over, the job's checkpoints.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    data = buffer.getvalue()
+    data = buffer.getbuffer()  # no copy: a checkpoint can be hundreds of megabytes
     name = f"checkpoints/{step:08d}-{secrets.token_hex(4)}.pt"
     store.write(f"{folder}/{name}", data)
-    before = _kept(store, folder)
-    # One at or beyond this step was damaged, or we would not be here: it must not crowd out an undamaged one.
-    earlier = [entry for entry in before if entry["step"] < step][: keep - 1]
-    kept = [{"step": step} | pointer(name, data), *earlier]
-    write_json(store, f"{folder}/latest.json", {"version": VERSION, "checkpoints": kept})
-    for entry in before:
-        if entry not in earlier:
-            store.delete(f"{folder}/{entry['key']}")
+    entry = {"step": step} | pointer(name, data)
+
+    def with_ours(before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        # One at or beyond this step was damaged, or we would not be here: it must not crowd out an undamaged one.
+        return [entry, *[other for other in before if other["step"] < step][: keep - 1]]
+
+    try:
+        before, kept = _move_pointer(store, folder, generation, with_ours)
+    except LostClaim:
+        store.delete(f"{folder}/{name}")
+        raise
+    for other in before:
+        if other not in kept:
+            store.delete(f"{folder}/{other['key']}")
+
+
+def fence_checkpoints(store: Store, folder: str, generation: int) -> None:
+    """Mark a job's checkpoints, if it has any, as ours, so that no earlier owner can add to them.
+
+    Raises:
+        LostClaim: a later owner has done so.
+    """
+    if store.exists(f"{folder}/latest.json"):
+        _move_pointer(store, folder, generation, lambda before: before)
+
+
+def last_generation(store: Store, folder: str) -> int:
+    """Return the generation that wrote the job's checkpoint pointer; 0 if there is none."""
+    return _latest(store, folder)[2]
+
+
+def last_step(store: Store, folder: str) -> int | None:
+    """Return the step of the job's newest checkpoint; None if it has none."""
+    checkpoints = _kept(store, folder)
+    return checkpoints[0]["step"] if checkpoints else None
+
+
+def _move_pointer(
+    store: Store,
+    folder: str,
+    generation: int,
+    change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Replace ``latest.json`` by a compare-and-swap; return its entries before and after."""
+    key = f"{folder}/latest.json"
+    while True:
+        before, version, theirs = _latest(store, folder)
+        if theirs > generation:
+            raise LostClaim(f"{store.uri}/{key}: another process has taken the job over; run the same command again")
+        after = change(before)
+        data = _json({"version": VERSION, "generation": generation, "checkpoints": after})
+        moved = store.create(key, data) if version is None else store.replace(key, data, version)
+        if moved is not None:
+            return before, after
+
+
+class CheckpointWriter:
+    """Saves checkpoints while training goes on: one at a time, from a snapshot of the tensors.
+
+    Args:
+        store: where to.
+        folder: the job's key prefix.
+        keep: checkpoints to keep.
+        generation: of the claim.
+        confirm: raises if the job is no longer ours; asked before anything is written.
+    """
+
+    def __init__(
+        self, store: Store, folder: str, *, keep: int, generation: int, confirm: Callable[[], None] = lambda: None
+    ) -> None:
+        self._store, self._folder, self._keep, self._generation = store, folder, keep, generation
+        self._confirm = confirm
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self.saved_step: int | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def check(self) -> None:
+        """Raise what the last checkpoint failed with, if it did."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def submit(self, step: int, state: dict[str, Any]) -> None:
+        """Begin to save a checkpoint; waits for the one before, if that is still being written."""
+        self.flush()
+        copy = snapshot(state)
+        self._thread = threading.Thread(target=self._write, args=(step, copy), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait for the checkpoint being written, ``timeout`` seconds at most; raise what it failed with.
+
+        Raises:
+            StorageError: it was not written in time.
+        """
+        if self._thread is not None:
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                raise StorageError(
+                    f"{self._store.uri}/{self._folder}: the checkpoint could not be saved in time; "
+                    "run the same command again once storage works"
+                )
+        self.check()
+
+    def _write(self, step: int, state: dict[str, Any]) -> None:
+        try:
+            self._confirm()
+            save_checkpoint(self._store, self._folder, step, state, keep=self._keep, generation=self._generation)
+            self.saved_step = step
+        except Exception as error:  # it is raised where the training looks, by ``check``
+            self._error = error
+
+
+def snapshot(value: Any) -> Any:
+    """Copy tensors (to the CPU) and containers, so that training can go on changing the originals."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: snapshot(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(snapshot(item) for item in value)
+    return value
 
 
 def load_checkpoint(store: Store, folder: str, *, warn: Callable[[str], None]) -> dict[str, Any] | None:
@@ -124,8 +273,17 @@ def load_checkpoint(store: Store, folder: str, *, warn: Callable[[str], None]) -
         except InputError as error:
             warn(f"{error}; trying the checkpoint before it")
             continue
-        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        return state
+        try:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for what it cannot, or must not, load
+            warn(
+                f"{store.uri}/{folder}/{entry['key']}: not a checkpoint that is safe to load ({_first_line(error)}); "
+                "trying the checkpoint before it"
+            )
+            continue
+        if isinstance(state, dict):
+            return state
+        warn(f"{store.uri}/{folder}/{entry['key']}: holds no checkpoint; trying the checkpoint before it")
     if kept:
         raise InputError(
             f"{store.uri}/{folder}/latest.json: every checkpoint it names is damaged; --overwrite starts afresh"
@@ -141,21 +299,42 @@ def drop_checkpoints(store: Store, folder: str) -> None:
 
 
 def _kept(store: Store, folder: str) -> list[dict[str, Any]]:
+    return _latest(store, folder)[0]
+
+
+def _latest(store: Store, folder: str) -> tuple[list[dict[str, Any]], str | None, int]:
+    """Read ``latest.json``: its entries, newest first, its version (None if there is none), its generation."""
+    key = f"{folder}/latest.json"
     try:
-        latest = read_json(store, f"{folder}/latest.json")
+        found = store.read_version(key)
     except MissingObject:
-        return []
-    checkpoints = latest.get("checkpoints")
-    if not isinstance(checkpoints, list) or not all(
-        isinstance(entry, dict) and {"step", "key", "size", "sha256"} <= entry.keys() for entry in checkpoints
+        return [], None, 0
+    latest = _parse_json(store, key, found.data)
+    checkpoints, generation = latest.get("checkpoints"), latest.get("generation", 0)
+    if (
+        not isinstance(checkpoints, list)
+        or not isinstance(generation, int)
+        or not all(isinstance(entry, dict) and _is_pointer(entry) for entry in checkpoints)
     ):
-        raise InputError(f"{store.uri}/{folder}/latest.json: damaged, not a list of checkpoints; use --overwrite")
-    return checkpoints
+        raise InputError(f"{store.uri}/{key}: damaged, not a list of checkpoints; use --overwrite")
+    return checkpoints, found.version, generation
+
+
+def _is_pointer(entry: dict[str, Any]) -> bool:
+    kinds = {"step": int, "key": str, "size": int, "sha256": str}
+    return all(isinstance(entry.get(name), kind) for name, kind in kinds.items())
 
 
 def dump_weights(state: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """Pack a state dict and its metadata as safetensors."""
-    return safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in state.items()}, metadata)
+    """Pack a state dict and its metadata as safetensors; equal contents give equal bytes."""
+    data = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in state.items()}, metadata)
+    # The library writes the metadata in a random order. Two owners of one job must not differ by that.
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def parse_weights(data: bytes, *, source: str) -> tuple[dict[str, Tensor], dict[str, str]]:

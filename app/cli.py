@@ -29,7 +29,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Get data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-StoreOption = Annotated[str, typer.Option("--store", help="Folder (or file:// URI) that holds data and runs.")]
+StoreOption = Annotated[str, typer.Option("--store", help="Where data and runs are: a folder, or s3://bucket/prefix.")]
 RunId = Annotated[str, typer.Option("--run-id", help="Name of the run, as `plan` printed it.")]
 OptionalRunId = Annotated[
     str | None, typer.Option("--run-id", help="Name of the run. [default: <preset>-<8 hex of settings and data>]")
@@ -96,7 +96,7 @@ def pretrain(
     name = _method(method)
     run = _open(store, run_id, preset, overrides, sources, data_root, weights, device, threads)
     record = stage.run(run, method=name, seed=seed, overwrite=overwrite)
-    print(f"{store}/runs/{run_id}/pretrain/{record['key']}/encoder.safetensors")
+    print(f"{run.store.uri}/{run.pretrain_folder(record['key'])}/encoder.safetensors")
 
 
 @app.command(
@@ -141,7 +141,8 @@ def report(run_id: RunId, store: StoreOption = "runs") -> None:
     """Write the report of a run from the records it has, and name what is missing."""
     from app.stages import report as stage
 
-    _show(store, run_id, stage.run(_store(store), run_id))
+    opened = _store(store)
+    _show(opened, run_id, stage.run(opened, run_id))
 
 
 @app.command(epilog=example("run --preset smoke --store runs"))
@@ -162,8 +163,10 @@ def run(
     from app.stages.run import run_study
 
     config = _config(preset, overrides, sources, data_root, weights, device, threads)
-    name, summary, errors = run_study(_store(store), config, run_id, workers=workers, overwrite=overwrite)
-    _show(store, name, summary)
+    opened = _store(store)
+    opened.patience.seconds = 60 * config.runtime.patience_minutes
+    name, summary, errors = run_study(opened, config, run_id, workers=workers, overwrite=overwrite)
+    _show(opened, name, summary)
     if errors:
         raise errors[0]
 
@@ -253,9 +256,10 @@ def _config(
 
 
 def _store(uri: str) -> Store:
+    from app.runtime import Progress
     from app.storage import open_store
 
-    return open_store(uri)
+    return open_store(uri, warn=Progress("store").say)
 
 
 def _open(
@@ -285,6 +289,7 @@ def _open(
         device=device,
         threads=threads,
     )
+    opened.patience.seconds = 60 * config.runtime.patience_minutes
     return open_run(opened, run_id, config)
 
 
@@ -304,11 +309,11 @@ def _pretraining_source(overrides: list[str] | None, sources: list[str] | None) 
     return overrides
 
 
-def _show(store: str, run_id: str, summary: ReportSummary) -> None:
+def _show(store: Store, run_id: str, summary: ReportSummary) -> None:
     print(summary.table_text)
     for cell in summary.missing:
         print(f"missing: {cell}")
-    print(f"report: {store}/runs/{run_id}/report/index.html")
+    print(f"report: {store.uri}/runs/{run_id}/report/index.html")
 
 
 def main() -> NoReturn:

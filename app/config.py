@@ -170,6 +170,10 @@ class Runtime(Section):
     checkpoint_minutes: Positive
     checkpoint_steps: Count | None
     keep: Count
+    patience_minutes: Positive
+    grace_seconds: Positive
+    claim_seconds: Positive
+    claim_wait_minutes: NotNegative
 
 
 class Config(Section):
@@ -191,6 +195,12 @@ class Config(Section):
     def science(self) -> dict[str, Any]:
         """Return the fields that decide the results; two runs with equal ones are the same experiment."""
         return self.model_dump(mode="json", exclude={"preset", "runtime", "sources", "data_root", "imagenet_weights"})
+
+
+def default_runtime() -> dict[str, Any]:
+    """Return the runtime settings of the recommended preset, as plain values."""
+    runtime: dict[str, Any] = _load_preset("recommended")["runtime"]
+    return runtime
 
 
 def presets() -> list[str]:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import app
-from app.errors import UsageError
+from app.errors import StorageError, UsageError
 
 
 def choose_device(name: str) -> str:
@@ -104,26 +106,55 @@ def cpu_model() -> str:
 
 
 class StopRequest:
-    """SIGTERM or SIGINT asks the loop to stop at the next step; a second one ends the process at once."""
+    """SIGTERM or SIGINT asks the loop to stop at the next step; a second one ends the process at once.
 
-    def __init__(self) -> None:
+    Args:
+        grace: seconds from the signal after which the process ends in any case, with the exit code of a
+            storage error: what is still to be saved then cannot be. None waits for ever.
+        on_signal: called with ``grace`` when the signal comes.
+    """
+
+    def __init__(self, grace: float | None = None, on_signal: Callable[[float], None] | None = None) -> None:
         self.signal: str | None = None
+        self.at = 0.0
+        self.grace = grace
+        self._on_signal = on_signal
         self._previous: dict[int, Any] = {}
+        self._ended = threading.Event()
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
+    @property
+    def left(self) -> float:
+        """Seconds of the grace period that are left; infinite without one, or without a signal."""
+        return math.inf if self.signal is None or self.grace is None else self.at + self.grace - time.monotonic()
+
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is not None:
             os._exit(128 + number)
+        self.at = time.monotonic()
         self.signal = signal.Signals(number).name
+        if self._on_signal is not None and self.grace is not None:
+            self._on_signal(self.grace)
+
+    def _watch(self) -> None:
+        # The signal's handler cannot wake this thread: it may have interrupted the holder of the very lock.
+        while not self._ended.wait(0.2):
+            if self.left <= 0:
+                late = f"error: {self.signal}: not done after {self.grace:g} s of grace; run the same command again"
+                print(late, file=sys.stderr, flush=True)
+                os._exit(StorageError.exit_code)
 
     def __enter__(self) -> StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._receive)
+        if self.grace is not None:
+            threading.Thread(target=self._watch, name="grace", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
         for number, previous in self._previous.items():
             signal.signal(number, previous)
 

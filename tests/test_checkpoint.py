@@ -36,6 +36,16 @@ class Recording(FolderStore):
         super().write(key, data)
         self.log.append(("write", key))
 
+    def create(self, key, data):
+        version = super().create(key, data)
+        self.log.append(("write", key))
+        return version
+
+    def replace(self, key, data, version):
+        version = super().replace(key, data, version)
+        self.log.append(("write", key))
+        return version
+
     def delete(self, key):
         super().delete(key)
         self.log.append(("delete", key))
@@ -154,7 +164,7 @@ def test_a_checkpoint_cannot_run_code(store, capsys):
     store.write(f"{FOLDER}/checkpoints/a.pt", data)
     entry = {"step": 1} | pointer("checkpoints/a.pt", data)
     write_json(store, f"{FOLDER}/latest.json", {"version": 1, "checkpoints": [entry]})
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(InputError, match="every checkpoint it names is damaged"):
         load(store)
     assert capsys.readouterr().out == ""
 

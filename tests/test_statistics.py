@@ -154,12 +154,8 @@ def test_delong_test_rejects_at_its_rate_under_the_null() -> None:
     assert 0.03 <= np.mean(np.array(p) < 0.05) <= 0.075
 
 
-@pytest.mark.parametrize(
-    ("auc", "positives", "negatives", "half"), [(0.901, 114, 42, 0.047), (0.944, 390, 234, 0.017)]
-)
-def test_hanley_mcneil_at_the_published_points(
-    auc: float, positives: int, negatives: int, half: float
-) -> None:
+@pytest.mark.parametrize(("auc", "positives", "negatives", "half"), [(0.901, 114, 42, 0.047), (0.944, 390, 234, 0.017)])
+def test_hanley_mcneil_at_the_published_points(auc: float, positives: int, negatives: int, half: float) -> None:
     assert st.hanley_mcneil_half_width(auc, positives, negatives) == pytest.approx(half, abs=0.0025)
 
 

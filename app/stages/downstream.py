@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app import metrics
-from app.checkpoint import dump_weights, publish
+from app.checkpoint import dump_weights
 from app.config import ProtocolName, identity
 from app.data import Dataset, draw_overlap, few_shot_draw
 from app.downstream import PROTOCOLS, Fit, Labelled, Recipe, fit, n_outputs, predict, probabilities
 from app.draws import generator
 from app.errors import Interrupted
 from app.networks import Classifier, Encoder
-from app.runtime import Progress, StopRequest, choose_device, environment, prepare
-from app.stages.experiment import Run, finished, load_labelled, now
+from app.runtime import Progress, choose_device, environment, prepare
+from app.stages.experiment import Run, load_labelled, now
+from app.stages.job import Job, open_job
 from app.stages.weights import Weights, describe, initial_weights
 
 
@@ -48,7 +49,7 @@ def run(
         UsageError: k is larger than a class.
         Interrupted: a signal came.
     """
-    config, store = run.config, run.store
+    config = run.config
     data = load_labelled(run, dataset)
     weights = initial_weights(run, init)
     key = f"{dataset}/{weights.name}/{protocol}/s{seed}"
@@ -68,10 +69,18 @@ def run(
         "protocol": {"name": protocol} | settings,
         "seed": seed,
     }
-    if (record := finished(store, folder, science, overwrite=overwrite)) is not None:
-        progress.say("already done")
-        return record
+    with open_job(run, folder, science, progress=progress, overwrite=overwrite) as job:
+        if job.record is not None:
+            return job.record
+        return job.publish(*work(run, job, data, weights, protocol, seed))
 
+
+def work(
+    run: Run, job: Job, data: Dataset, weights: Weights, protocol: ProtocolName, seed: int
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Train and judge; return the files and the record."""
+    config = run.config
+    settings = getattr(config.protocols, protocol).model_dump()
     device = choose_device(config.runtime.device)
     prepare(device, config.runtime.threads)
     begin = time.perf_counter()
@@ -83,12 +92,13 @@ def run(
     test_images = Labelled.of(data.test.images, data.test.labels, device).images
     chosen = [choose_images(data, k, seed, draw) for draw in range(draws)] if kind.few else []
     outcomes: list[Outcome] = []
-    with StopRequest() as stop, progress.bar(draws * recipe.epochs) as bar:
+    with job.progress.bar(draws * recipe.epochs) as bar:
 
         def check() -> None:
             bar.advance()
-            if stop:
-                raise Interrupted(f"{stop.signal}: stopped before the end; run the same command again")
+            job.claim.check()
+            if job.stop:
+                raise Interrupted(f"{job.stop.signal}: stopped before the end; run the same command again")
 
         for draw in range(draws):
             classifier = build_classifier(run, data, weights, seed, draw).to(device)
@@ -99,7 +109,7 @@ def run(
                 protocol=kind,
                 recipe=recipe,
                 task=data.task,
-                key=(dataset, seed, draw),
+                key=(data.name, seed, draw),
                 check=check,
             )
             outcomes.append(Outcome(classifier, outcome, data, val, test_images))
@@ -122,52 +132,45 @@ def run(
     }
     if kind.few:
         files |= {f"draws/{d}/predictions.csv": predictions_csv(o.scores) for d, o in enumerate(outcomes)}
-    return publish(
-        store,
-        folder,
-        files,
-        {
-            "version": 1,
-            "kind": "downstream",
-            "run_id": run.run_id,
-            "key": key,
-            "dataset": dataset,
-            "init": weights.name,
-            "method": weights.name.rsplit("-s", 1)[0],
-            "protocol": protocol,
-            "seed": seed,
-            "synthetic": data.synthetic,
-            "identity": identity(science),
-            "science": science,
-            "config": config.model_dump(mode="json"),
-            "environment": environment(device),
-            "data": {dataset: {"sha256": data.sha256}},
-            "task": data.task,
-            "labels": data.labels,
-            "metrics": _mean([o.test for o in outcomes]),
-            "validation": _mean([o.validation for o in outcomes]),
-            "confusion_matrix": metrics.confusion_matrix(data.test.labels, outcomes[best].scores, data.task),
-            "per_class_auroc": _none_for_nan(
-                metrics.per_class_auroc(data.test.labels, outcomes[best].scores, data.task)
-            ),
-            "best_epoch": outcomes[best].fit.best_epoch,
-            "curves": outcomes[best].fit.curves,
-            "chosen_draw": best if kind.few else None,
-            "draws": [
-                {
-                    "draw": d,
-                    "indices": chosen[d].tolist(),
-                    "metrics": _mean([o.test]),
-                    "best_epoch": o.fit.best_epoch,
-                }
-                for d, o in enumerate(outcomes)
-                if kind.few
-            ],
-            "draw_overlap": draw_overlap(chosen) if kind.few else None,
-            "timings": {"seconds": round(time.perf_counter() - begin, 3)},
-            "finished": now(),
-        },
-    )
+    return files, {
+        "version": 1,
+        "kind": "downstream",
+        "run_id": run.run_id,
+        "key": f"{data.name}/{weights.name}/{protocol}/s{seed}",
+        "dataset": data.name,
+        "init": weights.name,
+        "method": weights.name.rsplit("-s", 1)[0],
+        "protocol": protocol,
+        "seed": seed,
+        "synthetic": data.synthetic,
+        "identity": identity(job.science),
+        "science": job.science,
+        "config": config.model_dump(mode="json"),
+        "environment": environment(device),
+        "data": {data.name: {"sha256": data.sha256}},
+        "task": data.task,
+        "labels": data.labels,
+        "metrics": _mean([o.test for o in outcomes]),
+        "validation": _mean([o.validation for o in outcomes]),
+        "confusion_matrix": metrics.confusion_matrix(data.test.labels, outcomes[best].scores, data.task),
+        "per_class_auroc": _none_for_nan(metrics.per_class_auroc(data.test.labels, outcomes[best].scores, data.task)),
+        "best_epoch": outcomes[best].fit.best_epoch,
+        "curves": outcomes[best].fit.curves,
+        "chosen_draw": best if kind.few else None,
+        "draws": [
+            {
+                "draw": d,
+                "indices": chosen[d].tolist(),
+                "metrics": _mean([o.test]),
+                "best_epoch": o.fit.best_epoch,
+            }
+            for d, o in enumerate(outcomes)
+            if kind.few
+        ],
+        "draw_overlap": draw_overlap(chosen) if kind.few else None,
+        "timings": {"seconds": round(time.perf_counter() - begin, 3)},
+        "finished": now(),
+    }
 
 
 class Outcome:

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from app.checkpoint import read_json
-from app.config import Config, difference, parse_config
+from app.config import Config, default_runtime, difference, parse_config
 from app.data import Dataset, Unlabelled, default_roots, find_file, load_dataset, load_unlabelled, parse_task
 from app.errors import InputError, UsageError
 from app.storage import Store
@@ -49,8 +49,13 @@ class Run:
 def planned_settings(store: Store, run_id: str) -> dict[str, Any] | None:
     """Return the configuration, as plain values, that a run was planned with; None if it was not planned."""
     key = f"runs/{run_id}/experiment.json"
-    settings: dict[str, Any] | None = read_json(store, key)["config"] if store.exists(key) else None
-    return settings
+    if not store.exists(key):
+        return None
+    settings = read_json(store, key).get("config")
+    if not isinstance(settings, dict) or not isinstance(settings.get("runtime"), dict):
+        raise InputError(f"{store.uri}/{key}: damaged, has no settings; delete it and run `plan` again")
+    # Runs planned before a runtime setting existed go on, with its default.
+    return settings | {"runtime": default_runtime() | settings["runtime"]}
 
 
 def open_run(store: Store, run_id: str, asked: Config) -> Run:
@@ -79,17 +84,17 @@ def open_run(store: Store, run_id: str, asked: Config) -> Run:
 
 
 def finished(store: Store, folder: str, science: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
-    """Return a job's record if the job is done, None if it is to be run; ``overwrite`` removes the record.
+    """Return a job's record if the job is done, None if it is to be run.
 
     Raises:
         UsageError: the record is of another experiment; the message shows the difference.
     """
     key = f"{folder}/record.json"
-    if overwrite:
-        store.delete(key)  # first, so that a job stopped half-way is not taken for the old one, done
-    if not store.exists(key):
+    if overwrite or not store.exists(key):
         return None
     record = read_json(store, key)
+    if not isinstance(record.get("science"), dict) or not isinstance(record.get("files"), dict):
+        raise InputError(f"{store.uri}/{key}: damaged, not a record; delete it and run the job again, or --overwrite")
     changes = difference(record["science"], science)
     if changes:
         raise UsageError(

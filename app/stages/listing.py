@@ -1,10 +1,11 @@
-"""What a store holds: its runs, and the jobs of a run that are done, begun or missing."""
+"""What a store holds: its runs, and the jobs of a run that are done, running, begun or missing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from app.checkpoint import read_json
+from app.checkpoint import last_step, read_json
+from app.claims import live_owner
 from app.errors import InputError
 from app.storage import Store
 
@@ -23,23 +24,31 @@ def list_store(store: Store, run_id: str | None) -> Iterator[str]:
         yield from sorted(key for key in keys if key.startswith("data/"))
     for name in runs if run_id is None else [run_id]:
         states = _job_states(store, name, keys)
-        done = sum(state == "done" for state in states.values())
+        done = sum(state == "done" for state, _ in states.values())
         yield f"runs/{name}: {done} of {len(states)} jobs done"
         if run_id is not None:
-            yield from (f"  {state:<8} {job}" for job, state in states.items())
+            yield from (f"  {state:<8} {job}{detail}" for job, (state, detail) in states.items())
 
 
-def _job_states(store: Store, run_id: str, keys: set[str]) -> dict[str, str]:
-    jobs = read_json(store, f"runs/{run_id}/experiment.json")["plan"]
-    names = [f"{kind}/{job['key']}" for kind in ("pretrain", "downstream") for job in jobs[kind]]
+def _job_states(store: Store, run_id: str, keys: set[str]) -> dict[str, tuple[str, str]]:
+    """Return each planned job's state (done, running, begun, missing) and what else there is to say of it."""
+    key = f"runs/{run_id}/experiment.json"
+    try:
+        jobs = read_json(store, key)["plan"]
+        names = [f"{kind}/{job['key']}" for kind in ("pretrain", "downstream") for job in jobs[kind]]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{store.uri}/{key}: damaged, has no plan; delete it and run `plan` again") from error
     states = {}
     for name in names:
         folder = f"runs/{run_id}/{name}"
         if f"{folder}/record.json" in keys:
-            states[name] = "done"
-        elif f"{folder}/latest.json" in keys:
-            step = read_json(store, f"{folder}/latest.json")["checkpoints"][0]["step"]
-            states[name] = f"begun ({step} steps)"
+            states[name] = ("done", "")
+            continue
+        step = last_step(store, folder) if f"{folder}/latest.json" in keys else None
+        owner = live_owner(store, folder) if f"{folder}/claim.json" in keys else None
+        saved = "" if step is None else f"  (step {step} saved)"
+        if owner is not None:
+            states[name] = ("running", f"  by {owner}{saved}")
         else:
-            states[name] = "missing"
+            states[name] = ("missing" if step is None else "begun", saved)
     return states

@@ -14,17 +14,18 @@ from torch import Tensor
 from app import metrics
 from app.augment import Augmentation, two_views
 from app.byol import BYOL, build_optimizer, rank_me, target_std
-from app.checkpoint import drop_checkpoints, dump_weights, load_checkpoint, publish, save_checkpoint
+from app.checkpoint import dump_weights
 from app.config import Config, Method, identity
 from app.data import Dataset, Unlabelled
 from app.downstream import Labelled, encode
 from app.draws import batch_at, epoch_order, generator
-from app.errors import CollapseError, Interrupted, UsageError
+from app.errors import CollapseError, UsageError
 from app.knn import knn_scores
 from app.networks import Encoder, to_float
-from app.runtime import Progress, StopRequest, choose_device, environment, prepare
+from app.runtime import Progress, choose_device, environment, prepare
 from app.schedules import ema_momentum, learning_rate
-from app.stages.experiment import Run, finished, load_labelled, load_pretraining, monitor_name, now
+from app.stages.experiment import Run, load_labelled, load_pretraining, monitor_name, now
+from app.stages.job import open_job
 from app.stages.weights import Weights, describe, initial_weights
 
 LOGS_PER_EPOCH = 10
@@ -49,7 +50,7 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
         The job's record.
 
     Raises:
-        Interrupted: a signal came; the checkpoint is saved.
+        Interrupted: a signal came and the checkpoint is saved, or another process works on the job.
         CollapseError: NaN, or the target's std fell below ``pretrain.collapse_below``.
     """
     config, store = run.config, run.store
@@ -60,55 +61,35 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
     monitor = load_labelled(run, name) if (name := monitor_name(run)) else None
     weights = initial_weights(run, config.network.init)
     science = science_of(config, method, seed, data, weights)
-    if (record := finished(store, folder, science, overwrite=overwrite)) is not None:
-        progress.say("already done")
-        return record
-    if overwrite:
-        drop_checkpoints(store, folder)
+    with open_job(run, folder, science, progress=progress, overwrite=overwrite) as job:
+        if job.record is not None:
+            return job.record
+        device = choose_device(config.runtime.device)
+        prepare(device, config.runtime.threads)
+        trainer = Trainer(config, method, seed, data, monitor, device)
+        if (state := job.restore()) is not None:
+            trainer.load_state(state)
+            progress.say(f"continues at step {trainer.step} of {trainer.total_steps}", step=trainer.step)
+        else:
+            trainer.start(weights)
+        with progress.bar(trainer.total_steps, trainer.step) as bar:
+            while trainer.step < trainer.total_steps:
+                try:
+                    bar.advance(**trainer.advance())
+                    if trainer.step < trainer.total_steps:
+                        job.after_step(trainer.step, trainer.state, f"step {trainer.step} of {trainer.total_steps}")
+                except CollapseError:
+                    job.claim.confirm()
+                    store.write(f"{folder}/curves.jsonl", trainer.curves_bytes())
+                    raise
+        return job.publish(*result(run, method, seed, data, science, trainer))
 
-    device = choose_device(config.runtime.device)
-    prepare(device, config.runtime.threads)
-    trainer = Trainer(config, method, seed, data, monitor, device)
-    if (state := load_checkpoint(store, folder, warn=progress.say)) is not None:
-        if state["identity"] != identity(science):
-            raise UsageError(
-                f"{store.uri}/{folder}: holds a checkpoint of another experiment; "
-                "choose another --run-id, or --overwrite"
-            )
-        trainer.load_state(state)
-        progress.say(f"continues at step {trainer.step} of {trainer.total_steps}", step=trainer.step)
-    else:
-        trainer.start(weights)
 
-    def save() -> None:
-        save_checkpoint(
-            store,
-            folder,
-            trainer.step,
-            trainer.state() | {"identity": identity(science)},
-            keep=config.runtime.keep,
-        )
-
-    last_save = time.monotonic()
-    with StopRequest() as stop, progress.bar(trainer.total_steps, trainer.step) as bar:
-        while trainer.step < trainer.total_steps:
-            try:
-                bar.advance(**trainer.advance())
-            except CollapseError:
-                store.write(f"{folder}/curves.jsonl", trainer.curves_bytes())
-                raise
-            every = config.runtime.checkpoint_steps
-            minutes = (time.monotonic() - last_save) / 60
-            due = trainer.step % every == 0 if every else minutes >= config.runtime.checkpoint_minutes
-            if (due or stop) and trainer.step < trainer.total_steps:
-                save()
-                last_save = time.monotonic()
-            if stop and trainer.step < trainer.total_steps:
-                raise Interrupted(
-                    f"{stop.signal}: stopped at step {trainer.step} of {trainer.total_steps} with a checkpoint; "
-                    "run the same command again to continue"
-                )
-
+def result(
+    run: Run, method: Method, seed: int, data: Unlabelled, science: dict[str, Any], trainer: Trainer
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the files and the record of a finished pretraining."""
+    config = run.config
     metadata = describe(
         config,
         synthetic=data.synthetic,
@@ -117,39 +98,32 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
         pretraining_data=f"{data.title}, {len(data)} images",
         licence=data.licence,
     )
-    weights_file = dump_weights(trainer.model.encoder.plain_state(), metadata)
-    record = publish(
-        store,
-        folder,
-        {
-            "encoder.safetensors": weights_file,
-            "curves.jsonl": trainer.curves_bytes(),
+    files = {
+        "encoder.safetensors": dump_weights(trainer.model.encoder.plain_state(), metadata),
+        "curves.jsonl": trainer.curves_bytes(),
+    }
+    return files, {
+        "version": 1,
+        "kind": "pretrain",
+        "run_id": run.run_id,
+        "key": f"{method}-s{seed}",
+        "method": method,
+        "seed": seed,
+        "synthetic": data.synthetic,
+        "identity": identity(science),
+        "science": science,
+        "config": config.model_dump(mode="json"),
+        "environment": environment(trainer.device),
+        "data": {data.name: {"sha256": data.sha256, "images": len(data)}},
+        "metrics": trainer.metrics,
+        "timings": {
+            "seconds": round(trainer.seconds, 3),
+            "images_per_second": round(trainer.total_steps * trainer.images_per_step / trainer.seconds, 1),
         },
-        {
-            "version": 1,
-            "kind": "pretrain",
-            "run_id": run.run_id,
-            "key": key,
-            "method": method,
-            "seed": seed,
-            "synthetic": data.synthetic,
-            "identity": identity(science),
-            "science": science,
-            "config": config.model_dump(mode="json"),
-            "environment": environment(device),
-            "data": {data.name: {"sha256": data.sha256, "images": len(data)}},
-            "metrics": trainer.metrics,
-            "timings": {
-                "seconds": round(trainer.seconds, 3),
-                "images_per_second": round(trainer.total_steps * trainer.images_per_step / trainer.seconds, 1),
-            },
-            "steps": trainer.total_steps,
-            "epochs": config.pretrain.epochs,
-            "finished": now(),
-        },
-    )
-    drop_checkpoints(store, folder)
-    return record
+        "steps": trainer.total_steps,
+        "epochs": config.pretrain.epochs,
+        "finished": now(),
+    }
 
 
 def science_of(config: Config, method: str, seed: int, data: Unlabelled, weights: Weights) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def _in_parallel(run: Run, waiting: dict[str, dict[str, Any]], overwrite: bool, 
             ]
             for key in ready[: workers - len(running)]:
                 job = waiting.pop(key)
-                running[pool.submit(_run_remote, run.store.uri, run.run_id, config, job["args"], overwrite)] = key
+                running[pool.submit(_run_remote, run.store.address, run.run_id, config, job["args"], overwrite)] = key
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 key = running.pop(future)
@@ -135,10 +135,10 @@ def _in_parallel(run: Run, waiting: dict[str, dict[str, Any]], overwrite: bool, 
                 yield key, error
 
 
-def _run_remote(uri: str, run_id: str, config: dict[str, Any], args: list[str], overwrite: bool) -> None:
+def _run_remote(address: str, run_id: str, config: dict[str, Any], args: list[str], overwrite: bool) -> None:
     from app.config import parse_config
 
-    run_job(Run(open_store(uri), run_id, parse_config(config, where="the runner")), args, overwrite)
+    run_job(Run(open_store(address), run_id, parse_config(config, where="the runner")), args, overwrite)
 
 
 def _start_worker() -> None:
