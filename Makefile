@@ -3,6 +3,11 @@ PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python
 STORE ?= runs
 ARGS ?=
 
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
+IMAGE ?= byol-med:$(VERSION)
+BASE_IMAGE ?= python:3.11-slim-bookworm
+IMAGENET_WEIGHTS ?= 0
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -10,10 +15,10 @@ LOCK_VENV := .venv-lock
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test smoke lint types check format lock clean
+.PHONY: help demo test smoke lint types check format lock clean workflows image image-test local-run submit
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'ARGS="…" is handed on, e.g. make test ARGS="-k storage"; STORE=URI is where smoke writes (default: runs).'
 
 demo: $(STAMP) ## run the whole study on small default data; prints the result table and the report's path
@@ -37,6 +42,33 @@ check: lint types test ## lint, types and test
 format: $(STAMP) ## format the code and apply the safe lint fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+workflows: $(STAMP) ## derive the smoke workflow and the templates from workflows/full.yaml
+	$(BIN)/python workflows/derive.py
+
+image: ## build the CUDA image IMAGE on BASE_IMAGE; IMAGENET_WEIGHTS=1 bakes torchvision's weights in
+	DOCKER_BUILDKIT=1 docker build --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg IMAGENET_WEIGHTS=$(IMAGENET_WEIGHTS) \
+	  --build-arg VERSION=$(VERSION) --build-arg REVISION="$$(git describe --always --dirty --abbrev=12 --exclude='*')" \
+	  --tag $(IMAGE) .
+
+image-test: $(STAMP) image ## build the image and run a study in it, locked up as in a cluster
+	BYOL_IMAGE=$(IMAGE) $(BIN)/python -m pytest tests/cluster/test_image.py $(ARGS)
+
+# As in a cluster: nobody's user, nothing writable but mounts. The user's own data sets are read where they are.
+local-run: ## run the study in the image, on all GPUs if there are any: results in STORE; ARGS="--preset smoke"
+	@docker image inspect $(IMAGE) >/dev/null 2>&1 || $(MAKE) image
+	@mkdir -p '$(STORE)'; set --; \
+	if nvidia-smi -L >/dev/null 2>&1; then set -- --gpus all; else echo 'No GPU here: this runs on the CPU.' >&2; fi; \
+	data="$${MEDMNIST_ROOT:-$$HOME/.medmnist}"; \
+	if [ -d "$$data" ]; then set -- "$$@" --volume "$$data:/data:ro" --env MEDMNIST_ROOT=/data; fi; \
+	docker run --rm --init "$$@" --user "$$(id -u):$$(id -g)" --read-only --cap-drop=ALL --security-opt=no-new-privileges \
+	  --shm-size=1g --volume /scratch --volume "$$(cd '$(STORE)' && pwd):/store" \
+	  $(IMAGE) run --preset demo --store /store $(ARGS)
+	@echo 'The store is $(STORE).'
+
+submit: $(STAMP) ## submit workflows/full.yaml and follow it: by argo, else by the Argo server; ARGS="-p preset=demo"
+	@if command -v argo >/dev/null; then argo submit --watch workflows/full.yaml $(ARGS); \
+	else $(BIN)/python -m app submit workflows/full.yaml $(ARGS); fi
 
 $(VENV): $(STAMP) ## set up .venv from requirements-dev.txt
 

@@ -14,7 +14,7 @@ from tests.cluster.documents import Document
 
 TAG = re.compile(r"\{\{(=?)(.*?)\}\}", re.DOTALL)
 ENDS = {"Succeeded", "Failed", "Errored", "Skipped", "Omitted", "Daemoned", "AnySucceeded", "AllFailed"}
-CHOICE = re.compile(r"workflow\.parameters\['([^']+)'\] == '' \? '([^']*)' : (.*)", re.DOTALL)
+CHOICE = re.compile(r"workflow\.parameters\['([^']+)'\] == ''\s+\?\s+'([^']*)'\s+:\s+(.*)", re.DOTALL)
 PIECE = re.compile(r"'([^']*)'|workflow\.parameters\['([^']+)'\]|(\s*\+\s*)")
 
 

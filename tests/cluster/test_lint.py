@@ -1,0 +1,52 @@
+"""The linters of every kind of file that we ship beside Python; exceptions are explained in their configuration."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.documents import ROOT, tool
+
+SHELL = [".ci/run"]
+
+
+def run(*command: str) -> str:
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def test_yamllint_is_content() -> None:
+    run(tool("yamllint"), "--strict", "workflows", "k8s", ".checkov.yaml")
+
+
+def test_hadolint_is_content() -> None:
+    run(tool("hadolint"), "Dockerfile")
+
+
+def test_shellcheck_is_content(tmp_path: Path) -> None:
+    run(tool("shellcheck"), *SHELL)
+    # Recipes of several lines are shell as well: make's own view of them, with its variables written out.
+    text = run("make", "-n", "local-run", "submit", "IMAGE=byol-med:0", "STORE=runs", "VENV=.venv")
+    script = tmp_path / "recipes.sh"
+    script.write_text("#!/bin/sh\n" + re.sub(r"(?m)^make(\[\d+\])?: .*\n", "", text))
+    run(tool("shellcheck"), str(script))
+
+
+def test_every_exception_is_explained() -> None:
+    for path, pattern in ((".checkov.yaml", r"^\s+- CKV_\w+(.*)$"), ("Dockerfile", r"^# hadolint ignore=\S+(.*)$")):
+        for reason in re.findall(pattern, (ROOT / path).read_text("utf-8"), re.MULTILINE):
+            assert path == "Dockerfile" or reason.strip().startswith("# "), f"{path}: {reason}"
+
+
+@pytest.mark.slow
+def test_checkov_is_content() -> None:
+    """checkov pins its own versions of our dependencies: it lives outside .venv, found by CHECKOV or on PATH."""
+    program = os.environ.get("CHECKOV") or tool("checkov")
+    run(program, "--config-file", ".checkov.yaml", "--skip-download", "--file", "Dockerfile")
+    run(program, "--config-file", ".checkov.yaml", "--skip-download", "--directory", "k8s")
+    run(program, "--config-file", ".checkov.yaml", "--skip-download", "--directory", "workflows")
