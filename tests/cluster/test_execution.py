@@ -73,11 +73,11 @@ def test_the_smoke_workflow_ends_in_a_report(
     for kind in ("pretrain", "downstream"):
         for job in plan[kind]:
             assert store.exists(f"runs/{run_id}/{kind}/{job['key']}/record.json"), job["key"]
-    assert len(plan["downstream"]) == 3 * 3
+    assert len(plan["downstream"]) == 3 * 4  # random and two methods, four protocols
     page = store.read(f"runs/{run_id}/report/index.html").decode()
     assert "BYOL+" in page
     status = json.loads(store.read(f"runs/{run_id}/status.json"))
-    assert (status["phase"], status["done"], status["planned"]) == ("Succeeded", 11, 11)
+    assert (status["phase"], status["done"], status["planned"]) == ("Succeeded", 14, 14)
     assert status["report"] == f"{store.uri}/runs/{run_id}/report/index.html"
 
 
