@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, cast, get_args
 
@@ -183,11 +184,13 @@ def views(
 ) -> None:
     """Save a picture of a method's views: a row per image, the original first."""
     from app.stages.experiment import Run
+    from app.stages.fallback import settle_data
     from app.stages.views import draw_views
 
     name = _method(method)
-    config = _config(preset, _pretraining_source(overrides, sources), sources, data_root)
-    print(draw_views(Run(_store(store), "", config), method=name, seed=seed, out=out))
+    opened = _store(store)
+    config = settle_data(opened, _config(preset, _pretraining_source(overrides, sources), sources, data_root))
+    print(draw_views(Run(opened, "", config), method=name, seed=seed, out=out))
 
 
 @app.command(epilog=example("ls --store runs"))
@@ -329,4 +332,8 @@ def main() -> NoReturn:
         code = AppError.exit_code
     except KeyboardInterrupt:
         code = 130
+    except Exception:
+        traceback.print_exc()
+        print("error: this is a bug; please report it with the lines above", file=sys.stderr)
+        code = AppError.exit_code
     sys.exit(code)

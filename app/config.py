@@ -236,7 +236,8 @@ def load_config(
         UsageError: unknown preset or key (the nearest known one is named), or a value out of range.
     """
     if base is None:
-        tree = _load_preset(preset) | {"preset": Path(preset).stem, "data_root": None, "imagenet_weights": None}
+        places = {"data_root": None, "imagenet_weights": None}
+        tree = places | _load_preset(preset) | {"preset": Path(preset).stem}
     else:
         tree = copy.deepcopy(dict(base))
     tree["data_root"] = data_root or tree["data_root"]
@@ -335,6 +336,8 @@ def _load_preset(preset: str, extended_by: tuple[str, ...] = ()) -> dict[str, An
         return tree
     if not isinstance(base, str):
         raise UsageError(f"preset {preset}: extends: give one preset's name or YAML file, not {base!r}")
+    if base.endswith(".yaml"):  # beside the file that names it
+        base = str(Path(preset).parent / base)
     return _merge(_load_preset(base, (*extended_by, preset)), tree)
 
 

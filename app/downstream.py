@@ -24,7 +24,7 @@ from app.errors import CollapseError
 from app.networks import Classifier, Encoder, normalise, to_float
 from app.schedules import learning_rate
 
-INFERENCE_BATCH = 512
+INFERENCE_PIXELS = 512 * 28 * 28  # of one batch in evaluation mode: bounds its memory at any image size
 
 AfterStep = Callable[[int, Callable[[], dict[str, Any]]], None]
 
@@ -147,7 +147,8 @@ def encode(encoder: Encoder, images: Tensor) -> Tensor:
     """Features of uint8 images by the encoder in evaluation mode, float32 (N, D); the encoder's mode is kept."""
     was_training = encoder.training
     encoder.eval()
-    features = [encoder(normalise(to_float(part))) for part in images.split(INFERENCE_BATCH)]
+    batch = max(1, INFERENCE_PIXELS // (images.shape[1] * images.shape[2]))
+    features = [encoder(normalise(to_float(part))) for part in images.split(batch)]
     encoder.train(was_training)
     return torch.cat(features)
 

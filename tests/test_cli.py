@@ -114,6 +114,13 @@ def test_wrong_input_is_one_line(call, tmp_path, monkeypatch, name):
     assert not any(tmp_path.rglob("*")), "a failed command left something behind"
 
 
+def test_a_bug_exits_with_70(call, monkeypatch):
+    monkeypatch.setattr("app.stages.listing.list_store", lambda *_: 1 / 0)
+    code, _, err = call("ls")
+    assert code == 70
+    assert "this is a bug" in err
+
+
 def test_cuda_without_gpu_fails(call, tmp_path, phantoms):
     import torch
 
@@ -174,6 +181,10 @@ def test_the_stages_one_by_one(call, tmp_path, phantoms):
     code, _, err = call(*init, "byol-s0", "--threads", "1")
     assert code == 66, "its pretraining is not done"
     assert "python -m app pretrain --method byol --seed 0" in err
+
+    code, _, err = call(*init, "byol", "--threads", "1")
+    assert code == 66, "no seed: neither a pretraining nor a file"
+    assert "byol: no such file" in err
 
     code, out, err = call("pretrain", *here, "--method", "byol", "--threads", "1")
     assert code == 0, err

@@ -84,9 +84,7 @@ class TestCatalog:
             "print([m for m in ('torch', 'medmnist', 'pandas', 'sklearn') if m in sys.modules])"
         )
         root = Path(__file__).parents[1]
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "[]"
 
     def test_names_the_nearest_known_set(self):
@@ -206,9 +204,7 @@ class TestLoadDataset:
 
     def test_fortran_order_keeps_the_pixels(self, tmp_path):
         made = arrays()
-        data = load_dataset(
-            "mine", path=save(tmp_path / "a.npz", train_images=np.asfortranarray(made["train_images"]))
-        )
+        data = load_dataset("mine", path=save(tmp_path / "a.npz", train_images=np.asfortranarray(made["train_images"])))
         assert np.array_equal(data.train.images, made["train_images"])
         assert data.train.images.flags.c_contiguous
 

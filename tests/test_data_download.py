@@ -35,9 +35,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = server.content[start:]
         self.send_response(206 if asked and server.ranges else 200)
         if asked and server.ranges:
-            self.send_header(
-                "Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}"
-            )
+            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if len(server.seen) <= server.cuts:

@@ -116,9 +116,7 @@ class TestCache:
     def test_splits_have_their_own_cache(self, tmp_path):
         (path,) = write_phantoms(tmp_path, counts={"chestmnist": (30, 20, 25)})
         cache = tmp_path / "cache"
-        sizes = [
-            len(load_unlabelled("c", path=path, split=s, cache=cache, mmap_above=0)) for s in ("train", "all")
-        ]
+        sizes = [len(load_unlabelled("c", path=path, split=s, cache=cache, mmap_above=0)) for s in ("train", "all")]
         assert sizes == [30, 75]
 
     @pytest.mark.parametrize("damage", [b"", b"junk", None])

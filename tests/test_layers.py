@@ -81,14 +81,10 @@ def imported_names(source: str, *, module: str, is_package: bool) -> Iterator[st
             stem = [*base, *([node.module] if node.module else [])]
             yield from (".".join([*stem, alias.name]) for alias in node.names)
         elif isinstance(node, ast.Call):
-            called = (
-                node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
-            )
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
             if called in {"import_module", "__import__"}:
                 if not (node.args and isinstance(node.args[0], ast.Constant)):
-                    raise ValueError(
-                        f"{module}, line {node.lineno}: an import by a computed name cannot be checked"
-                    )
+                    raise ValueError(f"{module}, line {node.lineno}: an import by a computed name cannot be checked")
                 yield str(node.args[0].value)
 
 
@@ -123,9 +119,7 @@ def wrong_imports(module: str, imported: set[str]) -> list[str]:
 def graph() -> dict[str, set[str]]:
     files = modules(ROOT)
     return {
-        module: imports(
-            path.read_text("utf-8"), module=module, is_package=path.name == "__init__.py", known=set(files)
-        )
+        module: imports(path.read_text("utf-8"), module=module, is_package=path.name == "__init__.py", known=set(files))
         for module, path in files.items()
     }
 

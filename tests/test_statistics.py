@@ -154,12 +154,8 @@ def test_delong_test_rejects_at_its_rate_under_the_null() -> None:
     assert 0.03 <= np.mean(np.array(p) < 0.05) <= 0.075
 
 
-@pytest.mark.parametrize(
-    ("auc", "positives", "negatives", "half"), [(0.901, 114, 42, 0.047), (0.944, 390, 234, 0.017)]
-)
-def test_hanley_mcneil_at_the_published_points(
-    auc: float, positives: int, negatives: int, half: float
-) -> None:
+@pytest.mark.parametrize(("auc", "positives", "negatives", "half"), [(0.901, 114, 42, 0.047), (0.944, 390, 234, 0.017)])
+def test_hanley_mcneil_at_the_published_points(auc: float, positives: int, negatives: int, half: float) -> None:
     assert st.hanley_mcneil_half_width(auc, positives, negatives) == pytest.approx(half, abs=0.0025)
 
 
@@ -252,6 +248,6 @@ def test_paired_bootstrap_takes_the_mean_over_seeds() -> None:
 
 def test_paired_bootstrap_is_fast_enough_for_dermamnist() -> None:
     y, score = multiclass_problem(n=2005, classes=7)
-    started = time.perf_counter()
+    started = time.process_time()
     st.paired_bootstrap(st.weighted_auroc, y, [score] * 3, [score] * 3, n=400)
-    assert time.perf_counter() - started < 6  # 2000 resamples in under half a minute on a busy machine
+    assert time.process_time() - started < 6  # so 2000 resamples take under half a minute

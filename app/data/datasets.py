@@ -177,9 +177,7 @@ def default_roots(data_root: Path | None = None) -> list[Path]:
     return [*roots, Path.home() / ".medmnist"]
 
 
-def read_images(
-    npz: NpzReader, keys: Sequence[str], shape: tuple[int, ...], sha256: str, cache: Path | None
-) -> Images:
+def read_images(npz: NpzReader, keys: Sequence[str], shape: tuple[int, ...], sha256: str, cache: Path | None) -> Images:
     """Return the arrays ``keys`` joined along the first axis as ``shape``; memory-mapped with ``cache``."""
     if cache is not None:
         return cached_images(
@@ -237,9 +235,7 @@ def _check_shapes(
                 f"{len(labels[split])} labels; they must match one to one"
             )
         if len(shapes[split]) != len(shapes["train"]):
-            raise InputError(
-                f"{path}: {split}_images differs from train_images in channels; save all gray or all RGB"
-            )
+            raise InputError(f"{path}: {split}_images differs from train_images in channels; save all gray or all RGB")
         if labels[split].shape[1] != labels["train"].shape[1]:
             raise InputError(
                 f"{path}: {split}_labels has {labels[split].shape[1]} columns but train_labels has "

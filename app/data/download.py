@@ -117,9 +117,7 @@ def _fetch_one(
                 file.truncate(0)
             elif found != md5:
                 part.unlink()
-                raise InputError(
-                    f"{source}: wrong checksum (MD5 {found}, not {md5}); try another --mirror, {by_hand}"
-                )
+                raise InputError(f"{source}: wrong checksum (MD5 {found}, not {md5}); try another --mirror, {by_hand}")
         try:
             os.fsync(file.fileno())
             part.replace(path)
@@ -214,9 +212,7 @@ def _download(
             return
         except _Transient as error:
             reason = one_line(error)
-    raise StorageError(
-        f"{url}: cannot be reached ({reason}); try again, give a --mirror (URL or folder), {by_hand}"
-    )
+    raise StorageError(f"{url}: cannot be reached ({reason}); try again, give a --mirror (URL or folder), {by_hand}")
 
 
 def _request(

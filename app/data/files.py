@@ -189,9 +189,7 @@ def open_npz(path: Path) -> Iterator[NpzReader]:
         yield reader
 
 
-def cached_images(
-    cache: Path, key: str, shape: tuple[int, ...], produce: Callable[[], Iterable[bytes]]
-) -> Images:
+def cached_images(cache: Path, key: str, shape: tuple[int, ...], produce: Callable[[], Iterable[bytes]]) -> Images:
     """Return ``cache/<key>.npy`` memory-mapped (read-only uint8 of ``shape``), writing it first if absent.
 
     ``key`` holds the SHA-256 of the source, so a changed source never meets an old cache; a damaged cache

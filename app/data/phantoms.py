@@ -138,9 +138,7 @@ def _step(distance: Field, softness: float | Field) -> Field:
     return inside
 
 
-def _ellipse(
-    x: Field, y: Field, centre: tuple[Field, Field], radii: tuple[Field, Field], tilt: Field
-) -> Field:
+def _ellipse(x: Field, y: Field, centre: tuple[Field, Field], radii: tuple[Field, Field], tilt: Field) -> Field:
     """Return a rough signed distance to tilted ellipses: negative inside."""
     dx, dy = x - centre[0], y - centre[1]
     u, v = dx * np.cos(tilt) + dy * np.sin(tilt), dy * np.cos(tilt) - dx * np.sin(tilt)

@@ -90,8 +90,7 @@ def few_shot_draw(
         raise UsageError(f"k={k} is not a number of images per class; use --set protocols.few_shot.k=1 or more")
     single = labels.shape[1] == 1
     members = [
-        np.flatnonzero(labels[:, 0] == index if single else labels[:, index] == 1)
-        for index in range(len(class_names))
+        np.flatnonzero(labels[:, 0] == index if single else labels[:, index] == 1) for index in range(len(class_names))
     ]
     smallest = min(range(len(members)), key=lambda index: len(members[index]))
     size = len(members[smallest])
@@ -112,9 +111,7 @@ def few_shot_draw(
 
 def draw_overlap(draws: Sequence[NDArray[np.int64]]) -> float | None:
     """Return the draws' mean pairwise Jaccard index (shared / joint size); None for fewer than two."""
-    pairs = [
-        len(np.intersect1d(one, other)) / len(np.union1d(one, other)) for one, other in combinations(draws, 2)
-    ]
+    pairs = [len(np.intersect1d(one, other)) / len(np.union1d(one, other)) for one, other in combinations(draws, 2)]
     return float(np.mean(pairs)) if pairs else None
 
 

@@ -105,9 +105,7 @@ def load_unlabelled(
     return replace(loaded, images=np.asarray(loaded.images[uniform_subset(len(loaded), subset, seed=seed)]))
 
 
-def _load_npz(
-    name: str, path: Path, size: int, split: str, cache: Path | None, mmap_above: int
-) -> Unlabelled:
+def _load_npz(name: str, path: Path, size: int, split: str, cache: Path | None, mmap_above: int) -> Unlabelled:
     with open_npz(path) as npz:
         if "images" in npz.keys:
             keys, split = ["images"], "all"
@@ -142,9 +140,7 @@ def _load_folder(name: str, path: Path, size: int, cache: Path | None) -> Unlabe
     gray = all(_is_gray(file, size) for file in files)
     shape = gray_shape if gray else (*gray_shape, 3)
     if cache is not None:
-        images = cached_images(
-            cache, key, shape, lambda: (image.tobytes() for image in _decode_all(files, size, gray))
-        )
+        images = cached_images(cache, key, shape, lambda: (image.tobytes() for image in _decode_all(files, size, gray)))
     else:
         images = np.empty(shape, np.uint8)
         for index, image in enumerate(_decode_all(files, size, gray)):

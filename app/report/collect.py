@@ -261,8 +261,10 @@ def parse_predictions(data: bytes) -> Scores:
     Raises:
         ValueError: not numbers, rows of different lengths, no rows, or indices that are not 0 … N-1.
     """
+    if not data.strip():
+        raise ValueError("no scores")
     table = np.loadtxt(io.BytesIO(data), delimiter=",", dtype=np.float64, ndmin=2)
-    if table.size == 0 or table.shape[1] < 2:
+    if table.shape[1] < 2:
         raise ValueError("no scores")
     order = np.argsort(table[:, 0], kind="stable")
     if not np.array_equal(table[order, 0], np.arange(len(table))):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from app.report import plots, tables
 from app.report.collect import Study, collect
-from app.report.compare import Analysis, Comparison
+from app.report.compare import Analysis
 from app.report.plots import Figure
 from app.report.tables import MARKS, PROTOCOLS, Table, method_name, paper_name, published
 from app.storage import Store
@@ -145,7 +145,7 @@ def build_context(analysis: Analysis) -> dict[str, Any]:
         "differences": tables.differences_table(analysis),
         "difference_figure": difference and Block(difference, _difference_caption(analysis)),
         "paper_text": _paper_text(analysis),
-        "paper_tables": [t for t in (tables.figure5_table(analysis), tables.figure6_table(analysis)) if t.rows],
+        "paper_tables": [] if experiment.synthetic else _paper_tables(analysis),
         "delong": tables.delong_table(analysis),
         "roc_figures": _roc_figures(analysis, names),
         "confusion_figures": _confusion_figures(analysis),
@@ -156,6 +156,7 @@ def build_context(analysis: Analysis) -> dict[str, Any]:
         "datasets": datasets,
         "missing": tables.missing_lines(study),
         "jobs": tables.downstream_jobs_table(study),
+        "files": tables.files_table(study),
         "environment": tables.environment_table(study),
         "settings": yaml.safe_dump(dict(experiment.config), sort_keys=False, allow_unicode=True),
         "licences": _licences(study),
@@ -192,31 +193,24 @@ def lead(analysis: Analysis) -> list[str]:
         lines.append("There is no pair of a method and a control (random or ImageNet start) to compare yet.")
     else:
         count: Counter[str] = Counter(c.verdict for c in main)
-        many = len(main)
-        said = [
-            f"{count[v]} {text}"
-            for v, text in (("better", "better"), ("worse", "worse"), ("unsettled", "not settled"))
-            if count[v]
-        ]
-        rest = count["none"]
-        if rest:
-            said.append(f"{rest} without a difference that could be told")
-        if count["unknown"]:
-            said.append(f"{count['unknown']} without an interval")
-        start = "comparison of a start" if many == 1 else "comparisons of a start"
-        lines.append(f"{many} {start} with the {baseline} start: {', '.join(said)}.")
-        lines.extend(tables.sentence(study, c) for c in _headline(main))
+        told = [f"{count['better']} are better", f"{count['worse']} worse", f"{count['unsettled']} not settled"]
+        said = [text for text, verdict in zip(told, ("better", "worse", "unsettled"), strict=True) if count[verdict]]
+        undecided = count["none"] + count["unknown"]
+        if undecided:
+            said.append(f"{'and ' if said else ''}in {undecided} no difference can be told")
+        start = f"{len(main)} comparison{'s' if len(main) > 1 else ''} with the {baseline} start"
+        lines.append(f"Of {start}, {', '.join(said)}.")
+        settled = sorted((c for c in main if c.verdict in ("better", "worse")), key=lambda c: c.difference)
+        if settled and settled[-1].verdict == "better":
+            lines.append(f"Largest gain. {tables.sentence(study, settled[-1])}")
+        if settled and settled[0].verdict == "worse":
+            lines.append(f"Largest loss. {tables.sentence(study, settled[0])}")
     if study.missing:
-        lines.append(f"{len(study.missing)} things are missing; they are named under “Missing”.")
+        things = "1 thing is" if len(study.missing) == 1 else f"{len(study.missing)} things are"
+        lines.append(f"{things} missing: see “Missing”.")
     if study.experiment.synthetic:
         lines.append("These are phantom images: the figures say nothing about medicine.")
     return lines
-
-
-def _headline(comparisons: list[Comparison]) -> list[Comparison]:
-    """The best and the worst settled differences, if there are any."""
-    settled = sorted((c for c in comparisons if c.verdict in ("better", "worse")), key=lambda c: c.difference)
-    return list(dict.fromkeys(settled[-1:] + settled[:1]))
 
 
 def _cards(analysis: Analysis) -> list[Card]:
@@ -251,13 +245,13 @@ def _protocol_figures(analysis: Analysis, names: Mapping[str, str]) -> list[Bloc
             study.protocols(dataset),
             study.methods,
             lambda p, m, metric, d=dataset: analysis.metric((d, p, m), metric),  # type: ignore[misc]
-            lambda p, m, metric, d=dataset: tables.paper_value(d, p, m, metric),  # type: ignore[misc]
-            published()["medmnist"]["resnet18_28"].get(paper_name(dataset) or dataset, {}),
+            lambda p, m, metric, d=dataset: tables.printed(study, (d, p, m), metric),  # type: ignore[misc]
+            tables.reference(study, dataset),
             names,
         )
         if figure:
             caption = "Mean and 95 % t-interval over seeds."
-            if paper_name(dataset):
+            if paper_name(dataset) and not study.experiment.synthetic:
                 caption += " Hollow: the paper's single run; its “AUC” stands on the scale that it was computed on."
             if "MedMNIST" in figure.svg:
                 caption += " Dashed: MedMNIST v2's ResNet-18, trained on all labels."
@@ -314,11 +308,14 @@ def _confusion_figures(analysis: Analysis) -> list[Block]:
                 panels.append((row, "the paper's BYOL+", np.array(printed["matrix"], dtype=np.float64)))
         figure = plots.confusion_matrices(dataset, study.title(dataset), labels, panels, rows)
         if figure:
-            caption = f"{study.title(dataset)}. Mean count over seeds; shade: share of the true class."
+            caption = (
+                f"{study.title(dataset)}. Rows: truth; columns: prediction. Mean count over seeds; "
+                "shade: share of the true class. Few-shot: the saved model."
+            )
             if len(labels) > 3:
                 caption += " " + ", ".join(f"{i} {label}" for i, label in enumerate(labels)) + "."
-            if printed:
-                caption += f" {printed['note']}" if "note" in printed else ""
+            if printed and "note" in printed:
+                caption += f" The paper's matrix: {printed['note']}"
             figures.append(Block(figure, caption))
     return figures
 
@@ -331,7 +328,7 @@ def _dataset_block(study: Study, name: str) -> DatasetBlock:
         info.title,
         info.licence,
         "data:image/png;base64," + base64.b64encode(picture).decode() if picture else None,
-        Block(histogram, f"{info.title}: images of each class.") if histogram else None,
+        Block(histogram, "") if histogram else None,
     )
 
 
@@ -351,6 +348,10 @@ def _paper_text(analysis: Analysis) -> str:
     if beside:
         text += f" Of {beside} of its figures that stand beside ours, {inside} lie within our 95 % interval over seeds."
     return text
+
+
+def _paper_tables(analysis: Analysis) -> list[Table]:
+    return [t for t in (tables.figure5_table(analysis), tables.figure6_table(analysis)) if t.rows]
 
 
 def _licences(study: Study) -> list[str]:
@@ -385,14 +386,15 @@ def render_html(context: Mapping[str, Any]) -> str:
 
 def render_markdown(context: Mapping[str, Any]) -> str:
     """Render the same content for readers of text: tables as Markdown, figures as links."""
+    escape = tables.escape
     out = [f"# {context['title']}", ""]
     out += [f"Run `{context['run_id']}` · preset `{context['preset']}` · {context['date']} · {context['progress']}", ""]
     if context["synthetic"]:
         out += [f"> **{context['synthetic']}**", ""]
     out += [f"> {context['not_clinical']}", "", "## Findings", ""]
-    out += [f"{line}\n" for line in context["lead"]]
+    out += [f"{escape(line)}\n" for line in context["lead"]]
     if context["missing"]:
-        out += ["## Missing", "", *(f"- {line}" for line in context["missing"]), ""]
+        out += ["## Missing", "", _list(context["missing"]), ""]
 
     def section(title: str, *parts: Table | Block | str | None) -> None:
         shown = [p for p in parts if p and not (isinstance(p, Table) and not p.rows)]
@@ -401,9 +403,10 @@ def render_markdown(context: Mapping[str, Any]) -> str:
         out.extend([f"## {title}", ""])
         for part in shown:
             if isinstance(part, Table):
-                out.extend([tables.markdown(part)])
+                out.append(tables.markdown(part))
             elif isinstance(part, Block):
-                out.extend([f"![{part.figure.alt}](figures/{part.figure.name}.svg)", "", f"*{part.caption}*", ""])
+                alt, caption = escape(part.figure.alt), escape(part.caption)
+                out.extend([f"![{alt}](figures/{part.figure.name}.svg)", "", f"*{caption}*" if caption else "", ""])
             else:
                 out.extend([part, ""])
 
@@ -412,19 +415,23 @@ def render_markdown(context: Mapping[str, Any]) -> str:
         "Differences",
         context["difference_figure"],
         context["differences"],
-        "\n".join(f"- {s}" for s in context["sentences"]),
+        _list(context["sentences"]),
     )
-    section("Beside the paper", context["paper_text"], *context["paper_tables"])
+    section("Beside the paper", escape(context["paper_text"]), *context["paper_tables"])
     section("ROC curves", context["delong"], *context["roc_figures"])
     section("Confusion matrices", *context["confusion_figures"])
     section("Every metric", context["metrics"])
     section("Pretraining", context["pretraining_figure"], context["pretraining"])
-    section("Data", context["dataset_table"], *(d.histogram for d in context["datasets"]))
+    section("Data", context["dataset_table"], context["files"], *(d.histogram for d in context["datasets"]))
     section("Jobs", context["jobs"])
     section("Environment", context["environment"])
     section("Settings", f"```yaml\n{context['settings']}```")
-    section("Licences and references", *(f"- {line}" for line in (*context["licences"], *context["references"])))
+    section("Licences and references", _list((*context["licences"], *context["references"])))
     return "\n".join(out).rstrip() + "\n"
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {tables.escape(line)}" for line in lines)
 
 
 def table_text(analysis: Analysis, context: Mapping[str, Any]) -> str:

@@ -22,12 +22,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from app.report.collect import DatasetInfo, Labels, PretrainRun, Result
 from app.report.compare import Comparison
 from app.statistics import Interval
 
+MINUS = "\N{MINUS SIGN}"
 INK, MUTED, GRID, SURFACE = "#1f2a37", "#5f6b78", "#dfe4ea", "#fefefe"
 SPLITS = {"train": "#2f6f8f", "val": "#7fb2c6", "test": "#c3dbe4"}
 HEAT = "#0a6fb9"
@@ -120,9 +122,14 @@ def _finish(canvas: Canvas, name: str, alt: str) -> Figure:
     buffer = io.StringIO()
     canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = re.sub(r"<!--.*?-->", "", buffer.getvalue(), flags=re.DOTALL)
-    svg = re.sub(r"(?<=\d)\.(\d\d)\d+", r".\1", svg)  # a hundredth of a point is enough
+    svg = re.sub(r"<[^>]+>", _shorten, svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg)
     return Figure(name, svg, alt, round(float(canvas.get_figwidth()) * 96))
+
+
+def _shorten(tag: re.Match[str]) -> str:
+    """Cut the coordinates inside a tag to a hundredth of a point, which nobody sees."""
+    return re.sub(r"(?<=\d)\.(\d\d)\d+", r".\1", tag[0])
 
 
 def for_page(figure: Figure) -> str:
@@ -164,7 +171,7 @@ def class_histogram(name: str, info: DatasetInfo) -> Figure | None:
     totals = counts.sum(axis=0)
     labels = [info.labels.get(str(c), str(c)) for c in range(counts.shape[1])]
     rows = np.arange(len(labels))
-    with _canvas(7.4, 0.75 + 0.36 * len(labels)) as canvas:
+    with _canvas(5.5, 0.85 + 0.36 * len(labels)) as canvas:
         axes: Axes = canvas.subplots()
         left = np.zeros(len(labels))
         for split, row in zip(splits, counts, strict=True):
@@ -181,12 +188,14 @@ def class_histogram(name: str, info: DatasetInfo) -> Figure | None:
                 color=MUTED,
                 fontsize=8.5,
             )
-        axes.set_yticks(rows, [textwrap.fill(label, 30) for label in labels], color=INK)
+        axes.set_yticks(rows, [textwrap.fill(label, 26) for label in labels], color=INK)
         axes.invert_yaxis()
-        axes.set_xlim(0, max(1, int(totals.max())) * 1.22)
+        axes.set_xlim(0, max(1, int(totals.max())) * 1.32)
         axes.grid(False, axis="y")
         axes.spines["bottom"].set_visible(False)
         axes.set_xlabel("images")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         canvas.legend(loc="outside upper left", ncols=3, handlelength=1, handleheight=1)
         parts = "; ".join(f"{label} {total:,}" for label, total in zip(labels, totals, strict=True))
         return _finish(canvas, f"classes-{name}", f"Class histogram of {info.title}: {parts} images.")
@@ -399,7 +408,7 @@ def differences(
             axes.set_ylim(len(protocols) - 0.4, -0.6)
             axes.set_yticks(range(len(protocols)), [names[p] for p in protocols], color=INK)
             axes.grid(False, axis="y")
-            axes.xaxis.set_major_formatter(lambda x, _: f"{x:+.2f}" if abs(x) > 1e-9 else "0")
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:+.2f}".replace("-", MINUS) if abs(x) > 1e-9 else "0")
         _legend(canvas, methods, names)
         said = "; ".join(
             f"{titles[c.dataset]}, {names[c.protocol]}, {names[c.method]} {c.difference:+.3f}" for c in shown
@@ -428,26 +437,27 @@ def confusion_matrices(
     """
     if not panels:
         return None
-    lines = [[p for p in panels if p[0] == row] for row in rows]
-    lines = [line for line in lines if line]
+    rows = [row for row in rows if any(row == p[0] for p in panels)]
+    headings = list(dict.fromkeys(heading for _, heading, _ in panels))
     size = len(labels)
-    columns = max(len(line) for line in lines)
-    side = 1.25 + 0.24 * size if size <= 8 else 3.4
+    side = 1.5 + 0.2 * size if size <= 8 else 3.4
     ticks = [textwrap.fill(label, 12) for label in labels] if size <= 3 else [str(c) for c in range(size)]
-    with _canvas(max(4.6, columns * side + 0.9), len(lines) * (side + 0.35) + 0.2) as canvas:
-        grid = canvas.subplots(len(lines), columns, squeeze=False)
+    with _canvas(max(4.6, len(headings) * side + 1.2), len(rows) * side + 0.5) as canvas:
+        grid = canvas.subplots(len(rows), len(headings), squeeze=False)
         for axes in grid.flat:
             axes.set_visible(False)
-        for across, line in zip(grid, lines, strict=True):
-            for axes, (row, heading, counts) in zip(across, line, strict=False):
-                axes.set_visible(True)
-                _matrix(axes, counts)
-                axes.set_title(f"{row}\n{heading}" if axes is across[0] else f"\n{heading}", fontsize=9)
-                axes.set_xticks(range(size), ticks)
-                axes.set_yticks(range(size), ticks if axes is across[0] else [""] * size)
-            across[0].set_ylabel("truth")
-        for axes in grid[-1]:
-            axes.set_xlabel("prediction")
+        for row, heading, counts in panels:
+            i, j = rows.index(row), headings.index(heading)
+            above = any((rows[k], heading) == panel[:2] for k in range(i) for panel in panels)
+            left = any((row, headings[k]) == panel[:2] for k in range(j) for panel in panels)
+            axes = grid[i, j]
+            axes.set_visible(True)
+            _matrix(axes, counts)
+            axes.set_title("" if above else heading, fontweight="normal")
+            axes.set_xticks(range(size), ticks)
+            axes.set_yticks(range(size), [""] * size if left else ticks)
+            if not left:
+                axes.set_ylabel(row, color=INK, fontsize=9.5, fontweight="bold", labelpad=10)
         said = "; ".join(
             f"{row}, {heading}: {np.trace(counts) / counts.sum():.1%} on the diagonal"
             for row, heading, counts in panels
@@ -461,11 +471,10 @@ def _matrix(axes: Axes, counts: NDArray[np.float64]) -> None:
     share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     for i, j in np.ndindex(size, size):
         # Opacity instead of a colour map: the same drawing works on a light and on a dark page.
-        axes.add_patch(
-            Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=HEAT, alpha=round(float(share[i, j]), 2), linewidth=0)
-        )
+        opacity = round(float(share[i, j]), 2)
+        axes.add_artist(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=HEAT, alpha=opacity, linewidth=0))
         if size <= 12:
-            axes.text(
+            text = axes.text(
                 j,
                 i,
                 f"{counts[i, j]:.0f}",
@@ -474,6 +483,7 @@ def _matrix(axes: Axes, counts: NDArray[np.float64]) -> None:
                 fontsize=10 if size <= 3 else 7,
                 color="#ffffff" if share[i, j] > 0.55 else INK,
             )
+            text.set_in_layout(False)  # it lies inside the axes; measuring hundreds of them is slow
     axes.set_xlim(-0.5, size - 0.5)
     axes.set_ylim(size - 0.5, -0.5)
     axes.set_aspect("equal")
@@ -534,7 +544,7 @@ def roc_curves(
     if not curves:
         return None
     width = 3.35 * len(curves)
-    with _canvas(max(4.6, width), 3.75) as canvas:
+    with _canvas(max(4.6, width), 4.1) as canvas:
         grid = canvas.subplots(1, len(curves), squeeze=False, sharey=True)[0]
         for axes, (protocol, by_method) in zip(grid, curves.items(), strict=True):
             axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)))
@@ -545,7 +555,7 @@ def roc_curves(
                 axes.plot([0, *_FPR], [0, *np.mean(lines, axis=0)], color=colour, linewidth=1.9)
             axes.set_title(names[protocol])
             axes.set_xlabel("false positive rate")
-            axes.set_aspect("equal")
+            axes.set_box_aspect(1)
             axes.set_xlim(-0.01, 1.01)
             axes.set_ylim(-0.01, 1.01)
         grid[0].set_ylabel("true positive rate")

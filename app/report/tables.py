@@ -33,6 +33,13 @@ METRIC_NAMES = {
     "auroc": "AUROC",
     "balanced_accuracy": "Balanced accuracy",
 }
+READINGS = {
+    "better": "better",
+    "worse": "worse",
+    "unsettled": "not settled",
+    "none": "not told apart",
+    "unknown": "no interval",
+}
 VERDICTS = {
     "better": "an improvement",
     "worse": "worse",
@@ -163,7 +170,6 @@ def _done_of(analysis: Analysis, key: CellKey) -> str:
 def results_table(analysis: Analysis) -> Table:
     """Mean test AUROC with its t-interval: rows dataset and protocol, columns methods."""
     study = analysis.study
-    reference = published()["medmnist"]["resnet18_28"]
     rows = []
     for dataset in study.datasets:
         for protocol in study.protocols(dataset):
@@ -172,22 +178,26 @@ def results_table(analysis: Analysis) -> Table:
             if better:
                 best = max(better, key=lambda i: analysis.metric((dataset, protocol, study.methods[i]), "auroc").mean)
                 cells[best] = Cell(cells[best].text, "better best", cells[best].note)
-            known = reference.get(paper_name(dataset) or dataset) if protocol == "finetune" else None
-            cells.append(Cell(number(known["auroc"]), "paper") if known else Cell("", "muted"))
+            if not study.experiment.synthetic:
+                known = reference(study, dataset) if protocol == "finetune" else {}
+                cells.append(Cell(number(known["auroc"]), "paper") if known else Cell(""))
             rows.append(Row(study.title(dataset), PROTOCOLS.get(protocol, protocol), tuple(cells)))
-    methods = [Column(method_name(m)) for m in study.methods]
+    columns = [Column(method_name(m)) for m in study.methods]
+    notes = ["Few-shot values are means over the draws of each seed, then over seeds."]
+    if not study.experiment.synthetic:
+        columns.append(Column("MedMNIST v2"))
+        notes.append(f"{published()['medmnist']['source']}; for orientation beside fine-tuning.")
     baseline = method_name(analysis.baseline) if analysis.baseline else "a control"
     return Table(
         "results",
         "Test AUROC: mean ± half-width of the 95 % t-interval over seeds",
         ("Dataset", "Protocol"),
-        (*methods, Column("MedMNIST v2")),
+        tuple(columns),
         tuple(rows),
         (
             f"▲ better, ▼ worse than {baseline}: both 95 % intervals of the paired difference exclude zero. "
             "◇ one of them does. Bold: the highest mean among the ▲ of a row.",
-            "Few-shot values are means over the draws of each seed, then over seeds.",
-            f"{published()['medmnist']['source']}; for orientation beside fine-tuning.",
+            *notes,
         ),
     )
 
@@ -238,7 +248,7 @@ def differences_table(analysis: Analysis) -> Table:
                 Cell(signed(c.difference), c.verdict),
                 Cell(span(c.seeds), note=f"n = {c.seeds.n}"),
                 Cell(span(c.images)),
-                Cell(f"{MARKS[c.verdict]} {reading(c)}", c.verdict),
+                Cell(f"{MARKS[c.verdict]} {READINGS[c.verdict]}", c.verdict),
             ),
         )
         for c in analysis.comparisons
@@ -248,7 +258,8 @@ def differences_table(analysis: Analysis) -> Table:
         "Over seeds: would training again give the same? Paired t-interval. "
         "Over test images: would another test set give the same? Paired bootstrap "
         f"({analysis.resamples:,} resamples within classes), trained models held fixed.",
-        "An improvement, or worse, is said only when both intervals exclude zero.",
+        "Better or worse: both intervals exclude zero, on the same side. Not settled: exactly one does "
+        "(a single seed can reach no more). Not told apart: neither does.",
     ]
     if told > 1:
         notes.append(
@@ -343,6 +354,20 @@ def paper_value(dataset: str, protocol: str, method: str, metric: str) -> float 
     return None if found is None else float(found)
 
 
+def printed(study: Study, key: CellKey, metric: str) -> float | None:
+    """``paper_value``, but None for a run on phantoms: they have nothing to do with the paper's images."""
+    return None if study.experiment.synthetic else paper_value(*key, metric)
+
+
+def reference(study: Study, dataset: str) -> Mapping[str, float]:
+    """MedMNIST v2's numbers (``auroc``, ``accuracy``) for a dataset at 28 pixels; empty where they do not apply."""
+    info = study.experiment.data.get(dataset)
+    if study.experiment.synthetic or info is None or info.size != 28:
+        return {}
+    numbers: Mapping[str, Mapping[str, float]] = published()["medmnist"]["resnet18_28"]
+    return numbers.get(paper_name(dataset) or dataset, {})
+
+
 def _beside(analysis: Analysis, key: CellKey, metric: str, printed: float | None) -> tuple[Cell, Cell]:
     ours = analysis.metric(key, metric)
     left = Cell(mean_and_half_width(ours)) if ours.n else Cell(NOT_DONE, "missing")
@@ -353,18 +378,14 @@ def _paper_notes(datasets: Sequence[str]) -> tuple[str, ...]:
     notes = published()["paper"]["notes"]
     metrics = {auc_metric(d) for d in datasets}
     return (
-        *((f"¹ {notes['binary_auc']}",) if "balanced_accuracy" in metrics else ()),
-        *((f"² {notes['multiclass_auc']}",) if "auroc" in metrics else ()),
+        *((f"¹ “AUC” in the paper. {notes['binary_auc']}",) if "balanced_accuracy" in metrics else ()),
+        *((f"² “AUC” in the paper. {notes['multiclass_auc']}",) if "auroc" in metrics else ()),
         notes["disagreement"],
     )
 
 
 def _auc_row(dataset: str) -> str:
-    return (
-        "Balanced accuracy | the paper's “AUC” ¹"
-        if auc_metric(dataset) == "balanced_accuracy"
-        else "AUROC | the paper's “AUC” ²"
-    )
+    return "Balanced accuracy ¹" if auc_metric(dataset) == "balanced_accuracy" else "AUROC ²"
 
 
 def figure5_table(analysis: Analysis) -> Table:
@@ -373,6 +394,7 @@ def figure5_table(analysis: Analysis) -> Table:
     datasets = [d for d in study.datasets if paper_name(d) and "finetune" in study.protocols(d)]
     extra = [m for m in study.methods if m not in ("imagenet", "byol", "byol_plus")]
     methods = ("imagenet", "byol", "byol_plus")
+    shown = [m for m in methods if m != "imagenet" or m in study.methods]
     rows = []
     for dataset in datasets:
         name = paper_name(dataset)
@@ -384,13 +406,14 @@ def figure5_table(analysis: Analysis) -> Table:
             for method in methods:
                 key = "auc" if metric == metrics[-1] else metric
                 printed = published()["figure5"][name].get(method, {}).get(key)
-                cells.extend(_beside(analysis, (dataset, "finetune", method), metric, printed))
+                both = _beside(analysis, (dataset, "finetune", method), metric, printed)
+                cells.extend(both if method in shown else both[1:])
             head = _auc_row(dataset) if metric == metrics[-1] else METRIC_NAMES[metric]
             rows.append(Row(study.title(dataset), head, tuple(cells)))
     columns = [Column("ours", method_name(m)) for m in extra]
     for method in methods:
-        group = "ImageNet (the paper's Base)" if method == "imagenet" else method_name(method)
-        columns += [Column("ours", group), Column("paper", group)]
+        group = "Base" if method == "imagenet" and method not in shown else method_name(method)
+        columns += [Column(side, group) for side in ("ours", "paper")][0 if method in shown else 1 :]
     return Table(
         "figure-5",
         "Fine-tuned models beside the paper's Fig. 5",
@@ -446,37 +469,41 @@ def datasets_table(study: Study) -> Table:
             f"{known['images']:,}" if "images" in known else NOT_DONE
         )
         texts = (
-            info.role,
-            info.modality or NOT_DONE,
-            info.task,
+            ", ".join(t for t in (info.modality, info.task if info.labels else "") if t) or NOT_DONE,
             str(len(info.labels) or NOT_DONE),
             splits,
             printed,
             f"{info.channels}×{info.size}×{info.size}",
-            "; ".join(known[k] for k in ("origin", "population") if k in known) or NOT_DONE,
             info.licence,
-            info.source or NOT_DONE,
         )
-        rows.append(Row("", info.title, tuple(Cell(t) for t in texts)))
+        rows.append(Row(info.role.capitalize(), info.title, tuple(Cell(t) for t in texts)))
     labels = (
-        ("Role", True),
-        ("Modality", True),
-        ("Task", True),
+        ("Modality and task", True),
         ("Classes", False),
         ("Train / val / test", False),
         ("The paper's", False),
         ("Shape", False),
-        ("Origin and patients", True),
         ("Licence", True),
-        ("Source", True),
     )
     return Table(
         "datasets",
         "Datasets (the paper's Table 1 and Fig. 7)",
-        ("", "Dataset"),
+        ("Role", "Dataset"),
         tuple(Column(label, text=text) for label, text in labels),
-        tuple(rows),
+        tuple(sorted(rows, key=lambda row: row.group == "Downstream")),
     )
+
+
+def files_table(study: Study) -> Table:
+    """Where each dataset came from (origin and patients: the paper's Fig. 7) and its checksum."""
+    paper = published()["datasets"]
+    rows = []
+    for name, info in study.experiment.data.items():
+        known = paper.get(name.split("_")[0], {})
+        origin = "; ".join(known[k] for k in ("origin", "population") if k in known)
+        rows.append(Row("", info.title, tuple(Cell(t or NOT_DONE) for t in (origin, info.source, info.sha256))))
+    columns = tuple(Column(label, text=True) for label in ("Origin and patients", "Source", "SHA-256"))
+    return Table("files", "Origin of the data", ("", "Dataset"), columns, tuple(rows))
 
 
 def downstream_jobs_table(study: Study) -> Table:
@@ -532,7 +559,7 @@ def pretraining_jobs_table(study: Study) -> Table:
             (
                 Cell(f"{run.record.epochs:g}"),
                 Cell(f"{run.record.steps:,}"),
-                *(Cell(number(run.record.metrics.get(q))) for q in quantities),
+                *(Cell(number(run.record.metrics.get(q), 1 if q == "rank_me" else 3)) for q in quantities),
                 Cell(number(run.record.timings.get("images_per_second"), 0)),
                 Cell(number(run.record.timings.get("seconds"), 0)),
             ),
@@ -595,28 +622,31 @@ def markdown(table: Table) -> str:
     grouped = bool(table.stub[0])
     stub = list(table.stub) if grouped else [table.stub[1]]
     head = stub + [f"{c.group}: {c.label}" if c.group else c.label for c in table.columns]
-    lines = [f"**{table.caption}**", "", _pipe(head)]
+    lines = [f"**{escape(table.caption)}**", "", _pipe(head)]
     lines.append(_pipe([":--"] * len(stub) + [":--" if c.text else "--:" for c in table.columns]))
     for group, rows in table.row_groups:
         for i, row in enumerate(rows):
             first = [group if i == 0 else ""] if grouped else []
-            lines.append(_pipe([*first, row.head, *(_markdown_cell(c) for c in row.cells)], escape=False))
+            lines.append(
+                _pipe([*map(escape, first), escape(row.head), *(_markdown_cell(c) for c in row.cells)], escaped=True)
+            )
     for note in table.notes:
-        lines += ["", _escape(note)]
+        lines += ["", escape(note)]
     return "\n".join(lines) + "\n"
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = _escape(cell.text + (f" ({cell.note})" if cell.note else ""))
+    text = escape(cell.text + (f" ({cell.note})" if cell.note else ""))
     return f"**{text}**" if "best" in cell.tone else text
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Make text safe inside Markdown: no HTML, no end of a table cell."""
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
-def _pipe(cells: Iterable[str], escape: bool = True) -> str:
-    return "| " + " | ".join(_escape(c) if escape else c for c in cells) + " |"
+def _pipe(cells: Iterable[str], escaped: bool = False) -> str:
+    return "| " + " | ".join(c if escaped else escape(c) for c in cells) + " |"
 
 
 def plain(table: Table) -> str:
@@ -671,7 +701,7 @@ def csv_text(analysis: Analysis) -> str:
 
     for key in _cell_order(study):
         for metric in METRICS:
-            line("mean", key, "", metric, "seeds", analysis.metric(key, metric), paper_value(*key, metric))
+            line("mean", key, "", metric, "seeds", analysis.metric(key, metric), printed(study, key, metric))
     for c in analysis.comparisons:
         key = (c.dataset, c.protocol, c.method)
         line("difference", key, c.baseline, "auroc", "seeds", c.seeds, None)

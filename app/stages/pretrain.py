@@ -7,6 +7,7 @@ import math
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from app.checkpoint import dump_weights
 from app.config import Config, Method, identity
 from app.data import Dataset, Unlabelled
 from app.downstream import Labelled, encode
-from app.draws import batch_at, generator
+from app.draws import batch_at, epoch_order, generator
 from app.errors import CollapseError, UsageError
 from app.knn import knn_scores
 from app.networks import Encoder, to_float
@@ -28,6 +29,7 @@ from app.stages.job import open_job
 from app.stages.weights import Weights, describe, initial_weights
 
 LOGS_PER_EPOCH = 10
+WATCHING = ("monitor_every", "knn_neighbours", "knn_temperature", "collapse_below")  # never change the encoder
 MONITOR_IMAGES = 5000  # of the labelled training split, enough for a steady k-NN
 
 
@@ -58,7 +60,7 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
     data = load_pretraining(run)
     monitor = load_labelled(run, name) if (name := monitor_name(run)) else None
     weights = initial_weights(run, config.network.init)
-    science = science_of(config, method, seed, data, monitor, weights)
+    science = science_of(config, method, seed, data, weights)
     with open_job(run, folder, science, progress=progress, overwrite=overwrite) as job:
         if job.record is not None:
             return job.record
@@ -75,12 +77,12 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
             while trainer.step < trainer.total_steps:
                 try:
                     bar.advance(**trainer.advance())
+                    if trainer.step < trainer.total_steps:
+                        job.after_step(trainer.step, trainer.state, f"step {trainer.step} of {trainer.total_steps}")
                 except CollapseError:
                     job.claim.confirm()
                     store.write(f"{folder}/curves.jsonl", trainer.curves_bytes())
                     raise
-                if trainer.step < trainer.total_steps:
-                    job.after_step(trainer.step, trainer.state, f"step {trainer.step} of {trainer.total_steps}")
         return job.publish(*result(run, method, seed, data, science, trainer))
 
 
@@ -125,9 +127,7 @@ def result(
     }
 
 
-def science_of(
-    config: Config, method: str, seed: int, data: Unlabelled, monitor: Dataset | None, weights: Weights
-) -> dict[str, Any]:
+def science_of(config: Config, method: str, seed: int, data: Unlabelled, weights: Weights) -> dict[str, Any]:
     """Return what decides the encoder: the settings this method reads, the seed, and the data by checksum."""
     tree = config.science()
     views = tree["views"] | (tree["views_plus"] if method == "byol_plus" else {})
@@ -140,10 +140,9 @@ def science_of(
             "split": config.data.pretrain_split,
             "size": data.size,
             "subset": config.data.subset,
-            "monitor": monitor.sha256 if monitor else None,
         },
         "network": tree["network"] | {"init": weights.identity},
-        "pretrain": tree["pretrain"],
+        "pretrain": {name: value for name, value in tree["pretrain"].items() if name not in WATCHING},
         "views": views,
     }
 
@@ -176,14 +175,14 @@ class Trainer:
         self.settings, self.seed, self.device = settings, seed, device
         self.augmentation = augmentation_of(config, method)
         self.count = len(data)
-        per_epoch = self.count // settings.batch_size
-        self.total_steps = settings.epochs * per_epoch // settings.accumulate
-        if per_epoch == 0 or self.total_steps == 0:
+        self.per_epoch = self.count // settings.batch_size  # micro-batches
+        self.total_steps = settings.epochs * self.per_epoch // settings.accumulate
+        if self.per_epoch == 0 or self.total_steps == 0:
             raise UsageError(
                 f"pretrain.batch_size={settings.batch_size} (x {settings.accumulate} accumulated): more than the "
                 f"{self.count} images of {data.name}; use --set pretrain.batch_size={self.count // 2} or less"
             )
-        self.steps_per_epoch = per_epoch / settings.accumulate
+        self.steps_per_epoch = self.per_epoch / settings.accumulate
         self.images_per_step = settings.batch_size * settings.accumulate
         self.log_every = max(1, round(self.steps_per_epoch / LOGS_PER_EPOCH))
         self.images = torch.from_numpy(data.images.copy()).to(device)
@@ -204,6 +203,7 @@ class Trainer:
         )
         self.step = 0
         self.seconds = 0.0
+        self.last_loss = torch.zeros(())
         self.metrics: dict[str, float | None] = {}
         self.curves: list[str] = []
 
@@ -213,7 +213,12 @@ class Trainer:
         self.model.target.load_state_dict(self.model.online.state_dict())
 
     def state(self) -> dict[str, Any]:
-        """Return everything needed to go on with equal tensors; all draws are functions of the step."""
+        """Return everything needed to go on with equal tensors; all draws are functions of the step.
+
+        Raises:
+            CollapseError: the last loss was not finite, so that there is nothing worth going on with.
+        """
+        self._check_finite(self.last_loss)
         return {
             "step": self.step,
             "seconds": self.seconds,
@@ -258,9 +263,11 @@ class Trainer:
         self.optimizer.step()
         self.model.update_target(momentum)
         self.step += 1
-        if self.step % self.log_every == 0 or self.step == self.total_steps:
+        self.last_loss = loss.detach()
+        epoch_ends = self._epoch_ends()
+        if self.step % self.log_every == 0 or epoch_ends:
             self._measure(float(loss.detach()), target_std(projection), rate, momentum)
-        if self.monitor and self._epoch_ends():
+        if self.monitor and epoch_ends:
             self._log(self.monitor.measure(self.model.encoder))
         self.seconds += time.perf_counter() - begin
         return {name: value for name, value in self.metrics.items() if value is not None}
@@ -279,23 +286,25 @@ class Trainer:
         return "".join(f"{line}\n" for line in self.curves).encode()
 
     def _epoch_ends(self) -> bool:
-        every = self.settings.monitor_every
-        epoch_before = math.floor((self.step - 1) / self.steps_per_epoch)
-        epoch = math.floor(self.step / self.steps_per_epoch)
-        return (epoch > epoch_before and epoch % every == 0) or self.step == self.total_steps
+        """Say whether this step ended an epoch after which the monitor looks."""
+        before, now = ((step * self.settings.accumulate) // self.per_epoch for step in (self.step - 1, self.step))
+        return (now > before and now % self.settings.monitor_every == 0) or self.step == self.total_steps
 
     def _measure(self, loss: float, std: float, rate: float, momentum: float) -> None:
-        if not math.isfinite(loss):
-            raise CollapseError(
-                f"pretrain: the loss is {loss} at step {self.step}; lower pretrain.learning_rate "
-                "or lengthen pretrain.warmup_epochs"
-            )
+        self._check_finite(loss)
         self._log({"loss": loss, "learning_rate": rate, "ema_momentum": momentum, "target_std": std})
         if std < self.settings.collapse_below and self.step >= self.steps_per_epoch:
             raise CollapseError(
                 f"pretrain: the representation has collapsed at step {self.step} (std of the target {std:.4f}, "
                 f"below pretrain.collapse_below={self.settings.collapse_below}); lower pretrain.learning_rate or "
                 "raise pretrain.ema_momentum"
+            )
+
+    def _check_finite(self, loss: Tensor | float) -> None:
+        if not math.isfinite(value := float(loss)):
+            raise CollapseError(
+                f"pretrain: the loss is {value} at step {self.step}; lower pretrain.learning_rate "
+                "or lengthen pretrain.warmup_epochs"
             )
 
     def _log(self, values: dict[str, Any]) -> None:
@@ -311,7 +320,8 @@ class Monitor:
     def __init__(self, dataset: Dataset, config: Config, device: str) -> None:
         self.dataset, self.settings = dataset, config.pretrain
         train, val = dataset.train, dataset.val
-        self.train = Labelled.of(train.images[:MONITOR_IMAGES], train.labels[:MONITOR_IMAGES], device)
+        some = np.sort(epoch_order(len(train), "monitor").numpy()[:MONITOR_IMAGES])
+        self.train = Labelled.of(train.images[some], train.labels[some], device)
         self.val = Labelled.of(val.images, val.labels, device)
 
     def measure(self, encoder: Encoder) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import urllib.error
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torchvision
@@ -16,6 +19,9 @@ from app.networks import Encoder
 from app.stages.experiment import Run
 from app.storage import MissingObject, Store, sha256
 
+State = dict[str, Tensor]
+PRETRAINED = re.compile(rf"({'|'.join(METHODS)})-s(\d+)")
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -25,22 +31,24 @@ class Weights:
         name: their name in the store: ``random``, ``imagenet``, ``<method>-s<seed>`` or ``ckpt-<12 hex>``.
         identity: what makes them the same weights, for comparing experiments.
         source: where they are from, for messages.
-        state: a plain ResNet state dict; None leaves the encoder as it was drawn.
+        read: gives the plain ResNet state dict, which a job that is done already never asks for; None leaves
+            the encoder as it was drawn.
     """
 
     name: str
     identity: dict[str, str]
     source: str
-    state: dict[str, Tensor] | None
+    read: Callable[[], State] | None
 
     def load_into(self, encoder: Encoder) -> None:
         """Load the weights into ``encoder``, strictly.
 
         Raises:
-            InputError: they are of another architecture or stem.
+            InputError: they are missing, damaged, or of another architecture or stem.
+            StorageError: ImageNet weights cannot be downloaded.
         """
-        if self.state is not None:
-            encoder.load_plain_state(self.state, source=self.source)
+        if self.read is not None:
+            encoder.load_plain_state(self.read(), source=self.source)
 
 
 def describe(config: Config, *, synthetic: bool, **own: str) -> dict[str, str]:
@@ -81,8 +89,8 @@ def initial_weights(run: Run, init: str) -> Weights:
         return Weights("random", {"name": "random"}, init, None)
     if init == "imagenet":
         return _imagenet(run)
-    if init.rsplit("-s", 1)[0] in METHODS:
-        return _pretrained(run, init)
+    if match := PRETRAINED.fullmatch(init):
+        return _pretrained(run, init, *match.groups())
     state, metadata, digest = _read(run.store, init)
     network = run.config.network
     for what, ours in (("architecture", network.architecture), ("stem", network.stem)):
@@ -91,7 +99,7 @@ def initial_weights(run: Run, init: str) -> Weights:
                 f"{init}: was trained with {what} {metadata[what]}, the run has {ours}; "
                 f"use --set network.{what}={metadata[what]}"
             )
-    return Weights(f"ckpt-{digest[:12]}", {"name": "checkpoint", "sha256": digest}, init, state)
+    return Weights(f"ckpt-{digest[:12]}", {"name": "checkpoint", "sha256": digest}, init, lambda: state)
 
 
 def _imagenet(run: Run) -> Weights:
@@ -103,10 +111,16 @@ def _imagenet(run: Run) -> Weights:
         )
     if (file := run.config.imagenet_weights) is not None:
         state, _, digest = _read(run.store, file)
-        return Weights("imagenet", {"name": "imagenet", "sha256": digest}, file, state)
+        return Weights("imagenet", {"name": "imagenet", "sha256": digest[:8]}, file, lambda: state)
     weights = next(iter(torchvision.models.get_model_weights(network.architecture)))
+    # The published file's name ends in the first 8 digits of its SHA-256.
+    digest = Path(weights.url).stem.rsplit("-", 1)[-1]
+    return Weights("imagenet", {"name": "imagenet", "sha256": digest}, weights.url, cache(lambda: _download(weights)))
+
+
+def _download(weights: torchvision.models.WeightsEnum) -> State:
     try:
-        state = dict(weights.get_state_dict(progress=False, check_hash=True))
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise StorageError(
             f"{weights.url}: cannot be downloaded ({getattr(error, 'reason', error)}); give a local copy by "
@@ -116,27 +130,28 @@ def _imagenet(run: Run) -> Weights:
         raise InputError(
             f"{weights.url}: damaged download ({error}); try again, or give --imagenet-weights FILE"
         ) from error
-    # The published file's name ends in the first digits of its SHA-256.
-    return Weights("imagenet", {"name": "imagenet", "file": weights.url.rsplit("/", 1)[-1]}, weights.url, state)
 
 
-def _pretrained(run: Run, init: str) -> Weights:
+def _pretrained(run: Run, init: str, method: str, seed: str) -> Weights:
     folder = run.pretrain_folder(init)
     try:
         record = read_json(run.store, f"{folder}/record.json")
     except MissingObject as error:
-        method, seed = init.rsplit("-s", 1)
         raise InputError(
             f"--init {init}: this run has no finished pretraining of that name; run "
             f"`python -m app pretrain --method {method} --seed {seed}` first"
         ) from error
     key = f"{folder}/encoder.safetensors"
-    data = read_verified(run.store, key, record["files"]["encoder.safetensors"])
-    state, _ = parse_weights(data, source=f"{run.store.uri}/{key}")
-    return Weights(init, {"name": init, "identity": record["identity"]}, key, state)
+
+    @cache
+    def read() -> State:
+        data = read_verified(run.store, key, record["files"]["encoder.safetensors"])
+        return parse_weights(data, source=f"{run.store.uri}/{key}")[0]
+
+    return Weights(init, {"name": init, "identity": record["identity"]}, key, read)
 
 
-def _read(store: Store, uri: str) -> tuple[dict[str, Tensor], dict[str, str], str]:
+def _read(store: Store, uri: str) -> tuple[State, dict[str, str], str]:
     """Read a state dict, its metadata (empty for ``torch.save`` files), and the SHA-256 of the bytes."""
     path = Path(uri.removeprefix("file://")).expanduser()
     try:

@@ -1,0 +1,184 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from app import runtime
+from app.errors import UsageError
+from app.runtime import Progress, StopRequest, choose_device, cpu_model, environment, git_commit, prepare
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that tests move by hand."""
+    moment = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: moment[0])
+    return moment
+
+
+def lines(capsys):
+    out, err = capsys.readouterr()
+    assert out == ""  # standard output is for results
+    return [json.loads(line) for line in err.splitlines()]
+
+
+# Device
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpu", "got"),
+    [
+        ("auto", True, "cuda"),
+        ("auto", False, "cpu"),
+        ("cpu", True, "cpu"),
+        ("cpu", False, "cpu"),
+        ("cuda", True, "cuda"),
+    ],
+)
+def test_device(monkeypatch, asked, gpu, got):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert choose_device(asked) == got
+
+
+def test_cuda_without_a_gpu_fails_and_never_falls_back(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=r"^--device cuda: no usable GPU .*driver 580.*--device cpu$") as caught:
+        choose_device("cuda")
+    assert caught.value.exit_code == 2
+    with pytest.raises(UsageError, match="--device tpu: unknown"):
+        choose_device("tpu")
+
+
+def test_threads_are_set_only_when_asked_for():
+    prepare("cpu", None)
+    assert torch.get_num_threads() == 1
+    prepare("cpu", 2)
+    assert torch.get_num_threads() == 2
+
+
+def test_the_environment_is_plain_and_complete(monkeypatch):
+    monkeypatch.setenv("REVISION", "abc123")
+    found = environment("cpu")
+    assert found["git_commit"] == "abc123"
+    assert found["torch"] == torch.__version__
+    assert found["device"] == "cpu"
+    assert found["threads"] == torch.get_num_threads()
+    assert found["python"].startswith("3.")
+    assert found["cpu"]
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_the_commit_is_gits_or_unknown(monkeypatch, tmp_path):
+    monkeypatch.delenv("REVISION", raising=False)
+    if (ROOT / ".git").exists():
+        head = subprocess.run(
+            ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        assert git_commit().removesuffix("-dirty") == head[:12]
+    monkeypatch.setattr(runtime.app, "__file__", str(tmp_path / "app" / "__init__.py"))
+    assert git_commit() == "unknown"
+    assert cpu_model()
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_asks_to_stop_and_the_old_handler_comes_back(number):
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop
+        os.kill(os.getpid(), number)
+        assert stop
+        assert stop.signal == number.name
+    assert signal.getsignal(number) is before
+
+
+def test_handlers_come_back_after_an_error():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyError), StopRequest():
+        raise KeyError
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    code = (
+        "import os, signal, time\n"
+        "from app.runtime import StopRequest\n"
+        "with StopRequest():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('still here', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('not here', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stdout == "still here\n"
+    assert done.returncode == 128 + signal.SIGTERM
+
+
+# Progress
+
+
+def test_a_message_is_one_json_line_with_its_context(capsys):
+    Progress("pretrain", run_id="r", job="byol-s0").say("continues", step=7)
+    [line] = lines(capsys)
+    assert line.pop("time").endswith("Z")
+    assert line == {"stage": "pretrain", "run_id": "r", "job": "byol-s0", "message": "continues", "step": 7}
+
+
+def test_the_bar_speaks_first_then_every_few_seconds_and_at_the_end(capsys, clock):
+    with Progress("pretrain", job="j").bar(20) as bar:
+        for _ in range(20):
+            bar.advance(loss=0.5)
+            clock[0] += 1.0
+    said = lines(capsys)
+    assert [line["done"] for line in said] == [1, 6, 11, 16, 20]
+    assert {line["total"] for line in said} == {20}
+    assert all(line["loss"] == 0.5 and line["job"] == "j" and line["stage"] == "pretrain" for line in said)
+
+
+def test_a_resumed_bar_counts_on(capsys, clock):
+    with Progress("pretrain").bar(10, done=8) as bar:
+        bar.advance()
+        bar.advance()
+    assert [line["done"] for line in lines(capsys)] == [9, 10]
+
+
+def test_argos_progress_file_is_written(tmp_path, monkeypatch, capsys, clock):
+    file = tmp_path / "progress"
+    monkeypatch.setenv("ARGO_PROGRESS_FILE", str(file))
+    seen = []
+    with Progress("pretrain").bar(12) as bar:
+        for _ in range(12):
+            bar.advance()
+            seen.append(file.read_text())
+            clock[0] += 1.0
+    assert seen == ["1/12\n"] * 5 + ["6/12\n"] * 5 + ["11/12\n", "12/12\n"]
+
+
+def test_a_progress_file_that_cannot_be_written_does_not_end_the_job(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ARGO_PROGRESS_FILE", str(tmp_path / "nowhere" / "progress"))
+    with Progress("pretrain").bar(1) as bar:
+        bar.advance()
+    assert lines(capsys)[-1]["done"] == 1
+
+
+def test_a_terminal_gets_a_bar_and_no_json(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    progress = Progress("pretrain", job="byol-s0")
+    progress.say("begins", step=1)
+    with progress.bar(3) as bar:
+        bar.advance(loss=0.25)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "pretrain: begins" in err
+    assert "{" not in err
+    assert "1/3" in err
