@@ -15,11 +15,13 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
 ACCESS, SECRET = "test-access", "test-secret-that-must-never-be-printed"
 
@@ -94,12 +96,18 @@ class Weed:
         raise RuntimeError(f"weed does not start; see {self.folder}.log")
 
     def _answers(self) -> bool:
-        """Whether the bucket is there: it is made after the port opens."""
+        """Whether the bucket is there, asked as its owner: it is made after the port opens."""
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            aws_access_key_id=ACCESS,
+            aws_secret_access_key=SECRET,
+            region_name="us-east-1",
+            config=Config(retries={"total_max_attempts": 1}, connect_timeout=1, read_timeout=1),
+        )
         try:
-            urllib.request.urlopen(f"{self.url}/{self.bucket}", timeout=1)
-        except urllib.error.HTTPError as error:
-            return error.code == 403  # no signature; a bucket that is not there is 404
-        except OSError:
+            client.head_bucket(Bucket=self.bucket)
+        except (BotoCoreError, ClientError):
             return False
         return True
 
