@@ -312,10 +312,14 @@ def load_checkpoint(store: Store, folder: str, *, warn: Callable[[str], None]) -
 
 
 def drop_checkpoints(store: Store, folder: str) -> None:
-    """Remove a finished job's checkpoints; the pointer goes first, so that nobody is sent to a missing file."""
+    """Remove a finished job's checkpoints, and uploads that it began and lost sight of.
+
+    The pointer goes first, so that nobody is sent to a missing file.
+    """
     store.delete(f"{folder}/latest.json")
     for key in list(store.list(f"{folder}/checkpoints")):
         store.delete(key)
+    store.clean(folder)
 
 
 def _kept(store: Store, folder: str) -> list[dict[str, Any]]:
