@@ -15,7 +15,7 @@ LOCK_VENV := .venv-lock
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test smoke lint types check format lock clean workflows image image-test local-run submit
+.PHONY: help demo test chaos smoke lint types check format lock clean workflows image image-test local-run submit
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo: $(STAMP) ## run the whole study on small default data; prints the result t
 
 test: $(STAMP) ## run the test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(STAMP) ## kill, stop and cut off jobs at length; `test` has the short form
+	CHAOS=full $(BIN)/python -m pytest tests/chaos $(ARGS)
 
 smoke: $(STAMP) ## run the study on tiny subsets in 1-2 minutes, for your own CI
 	$(BIN)/python -m app run --preset smoke --store $(STORE) $(ARGS)

@@ -90,6 +90,26 @@ def _parse_json(store: Store, key: str, data: bytes) -> dict[str, Any]:
     return value
 
 
+def read_record(store: Store, folder: str) -> dict[str, Any]:
+    """Read a job's record.
+
+    Raises:
+        MissingObject: the job is not done.
+        InputError: it is no record.
+    """
+    key = f"{folder}/record.json"
+    record = read_json(store, key)
+    files = record.get("files")
+    if (
+        not isinstance(record.get("science"), dict)
+        or not isinstance(record.get("identity"), str)
+        or not isinstance(files, dict)
+        or not all(isinstance(entry, dict) and {"size", "sha256"} <= entry.keys() for entry in files.values())
+    ):
+        raise InputError(f"{store.uri}/{key}: damaged, not a record; delete it and run the job again, or --overwrite")
+    return record
+
+
 def read_verified(store: Store, key: str, expected: dict[str, Any]) -> bytes:
     """Read an object and compare it with the ``size`` and ``sha256`` of its pointer.
 
@@ -292,10 +312,14 @@ def load_checkpoint(store: Store, folder: str, *, warn: Callable[[str], None]) -
 
 
 def drop_checkpoints(store: Store, folder: str) -> None:
-    """Remove a finished job's checkpoints; the pointer goes first, so that nobody is sent to a missing file."""
+    """Remove a finished job's checkpoints, and uploads that it began and lost sight of.
+
+    The pointer goes first, so that nobody is sent to a missing file.
+    """
     store.delete(f"{folder}/latest.json")
     for key in list(store.list(f"{folder}/checkpoints")):
         store.delete(key)
+    store.clean(folder)
 
 
 def _kept(store: Store, folder: str) -> list[dict[str, Any]]:

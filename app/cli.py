@@ -31,6 +31,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Get data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(help="Measure.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 StoreOption = Annotated[str, typer.Option("--store", help="Where data and runs are: a folder, or s3://bucket/prefix.")]
 RunId = Annotated[str, typer.Option("--run-id", help="Name of the run, as `plan` printed it.")]
@@ -349,6 +351,27 @@ def phantoms(
 
     for path in write_phantoms(data_root, seed=seed, size=size):
         print(path)
+
+
+@bench_app.command(epilog=example("bench checkpoint --preset demo --store s3://bucket/prefix --every 60"))
+def checkpoint(
+    store: StoreOption = "runs",
+    every: Annotated[float, typer.Option("--every", min=1.0, help="Seconds from one checkpoint to the next.")] = 60.0,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Pairs of turns, without and with.")] = 4,
+    server: Annotated[int | None, typer.Option("--server-pid", help="Show this process's CPU time apart.")] = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    sources: Sources = None,
+    data_root: DataRoot = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Compare training with a checkpoint every so often with training without, in turns."""
+    from app.stages.bench import bench_checkpoint
+
+    config = _config(preset, overrides, sources, data_root, None, device, threads)
+    for line in bench_checkpoint(_store(store), config, every=every, rounds=rounds, server=server):
+        print(line)
 
 
 def _config(

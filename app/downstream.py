@@ -26,6 +26,8 @@ from app.schedules import learning_rate
 
 INFERENCE_PIXELS = 512 * 28 * 28  # of one batch in evaluation mode: bounds its memory at any image size
 
+AfterStep = Callable[[int, Callable[[], dict[str, Any]]], None]
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -106,6 +108,7 @@ class Fit:
 
     best_epoch: int = 0
     curves: list[dict[str, Any]] = field(default_factory=list)
+    steps: int = 0
 
 
 def n_outputs(task: str, n_classes: int) -> int:
@@ -167,6 +170,8 @@ def fit(
     task: str,
     key: tuple[int | str, ...],
     check: Callable[[], None] = lambda: None,
+    after_step: AfterStep = lambda step, state: None,
+    resume: dict[str, Any] | None = None,
 ) -> Fit:
     """Train ``classifier`` in place and leave it as it was at its best epoch on ``val``.
 
@@ -179,6 +184,9 @@ def fit(
         task: MedMNIST's name of the task.
         key: names the draws of the batch order.
         check: called after every epoch; may raise to stop.
+        after_step: called after every optimizer step with the number of steps done and a function that
+            makes the state to go on from; may raise to stop.
+        resume: such a state: training goes on there, with equal tensors.
 
     Returns:
         The best epoch and the curves.
@@ -187,12 +195,15 @@ def fit(
         CollapseError: the loss is not finite.
     """
     if protocol.frozen:
-        return _fit_head(classifier, train, val, recipe, task, key, check)
+        return _fit_head(classifier, train, val, recipe, task, key, check, after_step, resume)
 
     def train_step(at: Tensor) -> Tensor:
         return task_loss(classifier(normalise(to_float(train.images[at]))), train.labels[at], task)
 
-    return _loop(classifier, train_step, lambda: predict(classifier, val.images), train, val, recipe, task, key, check)
+    def predict_val() -> Tensor:
+        return predict(classifier, val.images)
+
+    return _loop(classifier, train_step, predict_val, train, val, recipe, task, key, check, after_step, resume)
 
 
 def _fit_head(
@@ -203,6 +214,8 @@ def _fit_head(
     task: str,
     key: tuple[int | str, ...],
     check: Callable[[], None],
+    after_step: AfterStep,
+    resume: dict[str, Any] | None,
 ) -> Fit:
     """Train the linear layer on cached features: the encoder sees each image once."""
     x, x_val = encode(classifier.encoder, train.images), encode(classifier.encoder, val.images)
@@ -223,7 +236,7 @@ def _fit_head(
         logits: Tensor = head(x_val)
         return logits
 
-    outcome = _loop(head, train_step, predict_val, train, val, recipe, task, key, check)
+    outcome = _loop(head, train_step, predict_val, train, val, recipe, task, key, check, after_step, resume)
     with torch.no_grad():  # fold the scaling into the layer, so that the saved model is a plain ResNet
         head.weight.div_(scale)
         head.bias.sub_(head.weight @ shift)
@@ -240,18 +253,41 @@ def _loop(
     task: str,
     key: tuple[int | str, ...],
     check: Callable[[], None],
+    after_step: AfterStep,
+    resume: dict[str, Any] | None,
 ) -> Fit:
     optimizer = build_optimizer(
         recipe.optimizer, [trained], learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
     labels, val_labels = train.labels, val.labels.cpu().numpy()
-    total = recipe.epochs * len(list(_batches(len(labels), recipe.batch_size, (*key, 0))))
-    outcome, best, step = Fit(), (-math.inf, -math.inf), 0
+    per_epoch = len(list(_batches(len(labels), recipe.batch_size, (*key, 0))))
+    total = recipe.epochs * per_epoch
+    outcome, best, step = Fit(steps=total), (-math.inf, -math.inf), 0
     best_state: dict[str, Any] = {}
-    for epoch in range(1, recipe.epochs + 1):
+    losses: list[Tensor] = []
+
+    def state() -> dict[str, Any]:
+        return {
+            "step": step,
+            "model": trained.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "losses": losses,
+            "best": list(best),
+            "best_state": best_state,
+            "best_epoch": outcome.best_epoch,
+            "curves": outcome.curves,
+        }
+
+    if resume is not None:
+        trained.load_state_dict(resume["model"])
+        optimizer.load_state_dict(resume["optimizer"])
+        step, best, best_state = resume["step"], (resume["best"][0], resume["best"][1]), resume["best_state"]
+        losses = [loss.to(labels.device) for loss in resume["losses"]]
+        outcome.best_epoch, outcome.curves = resume["best_epoch"], resume["curves"]
+    # A state is taken between a step and the validation that may follow it.
+    for epoch in range(max(0, step - 1) // per_epoch + 1, recipe.epochs + 1):
         trained.train()
-        losses = []
-        for at in _batches(len(labels), recipe.batch_size, (*key, epoch)):
+        for at in list(_batches(len(labels), recipe.batch_size, (*key, epoch)))[step - (epoch - 1) * per_epoch :]:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(
                     step, peak=recipe.learning_rate, total_steps=total, warmup_steps=0, cosine=recipe.cosine
@@ -262,8 +298,9 @@ def _loop(
             optimizer.step()
             losses.append(loss.detach() * len(at))
             step += 1
+            after_step(step, state)
         logits = predict_val()
-        train_loss = float(torch.stack(losses).sum() / len(labels))
+        train_loss, losses = float(torch.stack(losses).sum() / len(labels)), []
         val_loss = float(task_loss(logits, val.labels, task))
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
             raise CollapseError(

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import http.server
 import os
+import random
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
+import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 
 import boto3
@@ -120,3 +128,135 @@ class Weed:
             self.process.kill()
             self.process.wait()
         self.process = None
+
+
+class Proxy:
+    """A proxy in front of an S3 server: counts, lets tests watch, and, if told to, misbehaves.
+
+    Attributes:
+        faults: names of what may go wrong, out of ``FAULTS``.
+        share: the share of requests to which it happens.
+        seen: a line for each request, ``METHOD path?query``.
+        watch: called with each such line before the request is passed on.
+        done: how often each fault was committed.
+    """
+
+    FAULTS = ("reset before", "reset after", "500", "503", "slow", "truncated", "wrong bytes down", "wrong bytes up")
+
+    def __init__(self, target: str, *, faults: tuple[str, ...] = (), share: float = 0.0, seed: int = 0) -> None:
+        self.target = urllib.parse.urlsplit(target)
+        self.faults, self.share = faults, share
+        self.seen: list[str] = []
+        self.done: dict[str, int] = dict.fromkeys(self.FAULTS, 0)
+        self.watch: Callable[[str], None] = lambda line: None
+        self._random = random.Random(seed)
+        self._lock = threading.Lock()
+        proxy = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one_request(self) -> None:
+                with contextlib.suppress(OSError):  # the client went away: killed, or it gave up
+                    super().handle_one_request()
+
+            def do_GET(self) -> None:
+                proxy._pass_on(self)
+
+            do_PUT = do_POST = do_DELETE = do_HEAD = do_GET
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _fault(self, method: str, path: str, length: int) -> str | None:
+        with self._lock:
+            if not self.faults or self._random.random() >= self.share:
+                return None
+            # S3 gives no checksum for listings and the like: nobody could find a wrong byte in those.
+            is_object = "?" not in path or "partNumber=" in path
+            impossible = set()
+            if method != "GET":
+                impossible |= {"truncated", "wrong bytes down"}
+            if not is_object:
+                impossible |= {"wrong bytes down", "wrong bytes up"}
+            if method != "PUT" or length == 0:
+                impossible.add("wrong bytes up")
+            possible = [fault for fault in self.faults if fault not in impossible]
+            if not possible:
+                return None
+            fault = min(possible, key=lambda fault: (self.done[fault], self._random.random()))  # each has its turn
+            self.done[fault] += 1
+            return fault
+
+    def _pass_on(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        line = f"{handler.command} {handler.path}"
+        with self._lock:
+            self.seen.append(line)
+        self.watch(line)
+        length = int(handler.headers.get("Content-Length") or 0)
+        if handler.headers.get("Expect", "").lower() == "100-continue":
+            handler.send_response_only(100)
+            handler.end_headers()
+        body = bytearray(handler.rfile.read(length))
+        fault = self._fault(handler.command, handler.path, length)
+        if fault == "reset before":
+            return self._reset(handler)
+        if fault in ("500", "503"):
+            handler.send_response(int(fault))
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+            return None
+        if fault == "slow":
+            time.sleep(self._random.uniform(0.5, 2.0))
+        if fault == "wrong bytes up":
+            body[self._random.randrange(len(body))] ^= 1
+        upstream = http.client.HTTPConnection(self.target.hostname or "", self.target.port, timeout=60)
+        try:
+            upstream.putrequest(handler.command, handler.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in handler.headers.items():
+                if name.lower() not in ("connection", "expect"):
+                    upstream.putheader(name, value)
+            upstream.endheaders(bytes(body))
+            if len(body) < length:
+                return self._reset(handler)  # the client died within its upload, and so does ours
+            answer = upstream.getresponse()
+            data = bytearray(answer.read())
+        except OSError:
+            return self._reset(handler)  # the server is gone
+        finally:
+            upstream.close()
+        if fault == "reset after":
+            return self._reset(handler)
+        if fault == "wrong bytes down" and data:
+            data[self._random.randrange(len(data))] ^= 1
+        handler.send_response_only(answer.status, answer.reason)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("connection", "transfer-encoding", "content-length"):
+                handler.send_header(name, value)
+        shown = answer.getheader("Content-Length") if handler.command == "HEAD" else str(len(data))
+        if shown is not None:
+            handler.send_header("Content-Length", shown)
+        handler.end_headers()
+        if fault == "truncated" and data:
+            handler.wfile.write(data[: len(data) // 2])
+            return self._reset(handler)
+        if handler.command != "HEAD":
+            handler.wfile.write(data)
+        return None
+
+    @staticmethod
+    def _reset(handler: http.server.BaseHTTPRequestHandler) -> None:
+        """End the connection by a TCP reset."""
+        handler.close_connection = True
+        handler.wfile.flush()
+        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        handler.connection.close()

@@ -37,7 +37,7 @@ def opened(store: FolderStore, *settings: str, science: dict[str, Any] = SCIENCE
 
 
 def record(**more: Any) -> dict[str, Any]:
-    return {"version": 1, "science": SCIENCE} | more
+    return {"version": 1, "identity": "1" * 64, "science": SCIENCE} | more
 
 
 def state(step: int) -> dict[str, Any]:

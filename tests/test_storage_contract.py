@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from urllib3.exceptions import ProtocolError
 
 from app.errors import InputError, StorageError, UsageError
 from app.storage import FolderStore, MissingObject, Patience, S3Store, Store, open_store, sha256
@@ -243,6 +244,25 @@ def test_an_unreachable_server_is_tried_until_patience_ends(monkeypatch: pytest.
     assert caught.value.exit_code == 69
     assert len(said) == 1
     assert "trying again for up to" in said[0]
+
+
+@pytest.mark.s3
+def test_a_connection_that_breaks_inside_an_answer_is_tried_again(
+    s3_environment: Weed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal cut off in its body reaches us as urllib3's error: botocore does not wrap that one."""
+    store = S3Store(f"s3://{s3_environment.bucket}/{secrets.token_hex(4)}")
+    store.write("a", b"1")
+    get, broken = store._client.get_object, iter([True, True])
+
+    def get_object(**request: object) -> object:
+        if next(broken, False):
+            raise ProtocolError("Connection broken", ConnectionResetError(104, "Connection reset by peer"))
+        return get(**request)
+
+    monkeypatch.setattr(store._client, "get_object", get_object)
+    assert store.read("a") == b"1"
+    assert next(broken, None) is None, "both breaks were met"
 
 
 def test_a_signal_shortens_patience(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,6 @@ from app.config import ProtocolName, identity
 from app.data import Dataset, draw_overlap, few_shot_draw
 from app.downstream import PROTOCOLS, Fit, Labelled, Recipe, fit, n_outputs, predict, probabilities
 from app.draws import generator
-from app.errors import Interrupted
 from app.networks import Classifier, Encoder
 from app.runtime import Progress, choose_device, environment, prepare
 from app.stages.experiment import Run, load_labelled, now
@@ -91,16 +92,30 @@ def work(
     val = Labelled.of(data.val.images, data.val.labels, device)
     test_images = Labelled.of(data.test.images, data.test.labels, device).images
     chosen = [choose_images(data, k, seed, draw) for draw in range(draws)] if kind.few else []
+    saved = job.restore()
     outcomes: list[Outcome] = []
-    with job.progress.bar(draws * recipe.epochs) as bar:
+    fit_state: dict[str, Any] | None = None
+    seconds, epochs_done = 0.0, 0
+    if saved is not None:
+        with job.resuming():
+            outcomes = [Outcome.of_state(state) for state in saved["outcomes"]]
+            fit_state, seconds = saved["fit"], float(saved["seconds"])
+            epochs_done = len(outcomes) * recipe.epochs + len(saved["fit"]["curves"])
+        job.progress.say(f"continues at epoch {epochs_done + 1} of {draws * recipe.epochs}")
 
-        def check() -> None:
-            bar.advance()
-            job.claim.check()
-            if job.stop:
-                raise Interrupted(f"{job.stop.signal}: stopped before the end; run the same command again")
+    def after_step(step: int, state: Callable[[], dict[str, Any]]) -> None:
+        def whole() -> dict[str, Any]:
+            return {
+                "outcomes": [outcome.state() for outcome in outcomes],
+                "fit": state(),
+                "seconds": seconds + time.perf_counter() - begin,
+            }
 
-        for draw in range(draws):
+        step += sum(outcome.fit.steps for outcome in outcomes)
+        job.after_step(step, whole, f"step {step}")
+
+    with job.progress.bar(draws * recipe.epochs, epochs_done) as bar:
+        for draw in range(len(outcomes), draws):
             classifier = build_classifier(run, data, weights, seed, draw).to(device)
             outcome = fit(
                 classifier,
@@ -110,11 +125,17 @@ def work(
                 recipe=recipe,
                 task=data.task,
                 key=(data.name, seed, draw),
-                check=check,
+                check=bar.advance,
+                after_step=after_step,
+                resume=fit_state,
             )
-            outcomes.append(Outcome(classifier, outcome, data, val, test_images))
+            fit_state = None
+            outcomes.append(Outcome.judge(classifier, outcome, data, val, test_images))
+            keep_best_model(outcomes)
 
-    best = max(range(draws), key=lambda draw: outcomes[draw].choice)
+    best = best_of(outcomes)
+    model = outcomes[best].model
+    assert model is not None, "the best outcome keeps its model"
     metadata = describe(
         config,
         synthetic=data.synthetic,
@@ -128,7 +149,7 @@ def work(
     )
     files = {
         "predictions.csv": predictions_csv(outcomes[best].scores),
-        "model.safetensors": dump_weights(outcomes[best].model, metadata),
+        "model.safetensors": dump_weights(model, metadata),
     }
     if kind.few:
         files |= {f"draws/{d}/predictions.csv": predictions_csv(o.scores) for d, o in enumerate(outcomes)}
@@ -168,27 +189,81 @@ def work(
             if kind.few
         ],
         "draw_overlap": draw_overlap(chosen) if kind.few else None,
-        "timings": {"seconds": round(time.perf_counter() - begin, 3)},
+        "timings": {"seconds": round(seconds + time.perf_counter() - begin, 3)},
         "finished": now(),
     }
 
 
+@dataclass
 class Outcome:
-    """A trained classifier's fit, its scores, and its weights, off the device."""
+    """A trained classifier, judged.
 
-    def __init__(self, classifier: Classifier, outcome: Fit, data: Dataset, val: Labelled, test_images: Tensor) -> None:
-        self.fit = outcome
-        self.scores = probabilities(predict(classifier, test_images), data.task)
-        self.test = metrics.evaluate(data.test.labels, self.scores, data.task)
+    Attributes:
+        fit: the way there.
+        scores: of the test images, float64, (N, C).
+        test: metrics on the test split.
+        validation: metrics on the validation split.
+        model: weights, off the device; None once another draw is better.
+    """
+
+    fit: Fit
+    scores: NDArray[np.float64]
+    test: dict[str, float]
+    validation: dict[str, float]
+    model: dict[str, Tensor] | None
+
+    @classmethod
+    def judge(cls, classifier: Classifier, outcome: Fit, data: Dataset, val: Labelled, test_images: Tensor) -> Outcome:
+        """Judge a classifier on both splits: the one time that it reads the test split."""
+        scores = probabilities(predict(classifier, test_images), data.task)
         val_scores = probabilities(predict(classifier, val.images), data.task)
-        self.validation = metrics.evaluate(data.val.labels, val_scores, data.task)
-        self.model = {name: value.cpu() for name, value in classifier.plain_state().items()}
+        return cls(
+            fit=outcome,
+            scores=scores,
+            test=metrics.evaluate(data.test.labels, scores, data.task),
+            validation=metrics.evaluate(data.val.labels, val_scores, data.task),
+            model={name: value.cpu() for name, value in classifier.plain_state().items()},
+        )
 
     @property
     def choice(self) -> tuple[float, float]:
         """What the draws are compared by: validation AUROC, then the lower validation loss."""
         best = self.fit.curves[self.fit.best_epoch - 1]
         return (-1.0 if best["val_auroc"] is None else best["val_auroc"], -best["val_loss"])
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {
+            "fit": {"best_epoch": self.fit.best_epoch, "curves": self.fit.curves, "steps": self.fit.steps},
+            "scores": torch.from_numpy(self.scores),
+            "test": {name: float(value) for name, value in self.test.items()},
+            "validation": {name: float(value) for name, value in self.validation.items()},
+            "model": self.model,
+        }
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> Outcome:
+        """Return the outcome of which this is the ``state``."""
+        return cls(
+            fit=Fit(**state["fit"]),
+            scores=state["scores"].numpy(),
+            test=state["test"],
+            validation=state["validation"],
+            model=state["model"],
+        )
+
+
+def best_of(outcomes: list[Outcome]) -> int:
+    """Return the number of the draw that validates best; of equals, the first."""
+    return max(range(len(outcomes)), key=lambda draw: outcomes[draw].choice)
+
+
+def keep_best_model(outcomes: list[Outcome]) -> None:
+    """Forget the weights of all but the best: no more will be asked of them."""
+    best = best_of(outcomes)
+    for draw, outcome in enumerate(outcomes):
+        if draw != best:
+            outcome.model = None
 
 
 def build_classifier(run: Run, data: Dataset, weights: Weights, seed: int, draw: int) -> Classifier:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from app.checkpoint import read_json
+from app.checkpoint import read_json, read_record
 from app.config import Config, default_runtime, difference, parse_config
 from app.data import Dataset, Unlabelled, default_roots, find_file, load_dataset, load_unlabelled, parse_task
 from app.errors import InputError, UsageError
@@ -92,9 +92,7 @@ def finished(store: Store, folder: str, science: dict[str, Any], *, overwrite: b
     key = f"{folder}/record.json"
     if overwrite or not store.exists(key):
         return None
-    record = read_json(store, key)
-    if not isinstance(record.get("science"), dict) or not isinstance(record.get("files"), dict):
-        raise InputError(f"{store.uri}/{key}: damaged, not a record; delete it and run the job again, or --overwrite")
+    record = read_record(store, folder)
     changes = difference(record["science"], science)
     if changes:
         raise UsageError(

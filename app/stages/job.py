@@ -17,7 +17,7 @@ from app.checkpoint import (
 )
 from app.claims import Claim, LostClaim, claimed
 from app.config import difference, identity
-from app.errors import Interrupted, StorageError, UsageError
+from app.errors import InputError, Interrupted, StorageError, UsageError
 from app.runtime import Progress, StopRequest
 from app.stages.experiment import Run, finished
 
@@ -79,13 +79,30 @@ class Job:
         if state is None:
             return None
         if state.get("identity") != identity(self.science):
-            changes = difference(state.get("science") or {}, self.science) if "science" in state else []
+            theirs = state.get("science")
+            changes = difference(theirs, self.science) if isinstance(theirs, dict) else []
             shown = f" ({'; '.join(changes[:3])})" if changes else ""
             raise UsageError(
                 f"{store.uri}/{self.folder}: holds a checkpoint of another experiment{shown}; "
                 "choose another --run-id, or --overwrite"
             )
         return state
+
+    @contextlib.contextmanager
+    def resuming(self) -> Iterator[None]:
+        """Say of a checkpoint that does not fit the code that it is the input that is wrong.
+
+        Raises:
+            InputError: something was missing in it, or of another kind.
+        """
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
+            what = " ".join(str(error).split())[:120]
+            raise InputError(
+                f"{self.run.store.uri}/{self.folder}: its checkpoint does not fit this version of the program "
+                f"({type(error).__name__}: {what}); --overwrite starts afresh"
+            ) from error
 
     def after_step(self, step: int, state: Callable[[], dict[str, Any]], where: str) -> None:
         """Save a checkpoint if one is due, and stop if a signal has come; called between two steps.

@@ -57,8 +57,10 @@ def plan(store: Store, config: Config, run_id: str | None = None, *, overwrite: 
     run = Run(store, run_id or f"{config.preset}-{identity(science)[:8]}", config)
     key = f"{run.folder}/experiment.json"
     if store.exists(key) and not overwrite:
-        planned = read_json(store, key)
-        if changes := difference(planned["science"], science):
+        planned = read_json(store, key).get("science")
+        if not isinstance(planned, dict):
+            raise InputError(f"{store.uri}/{key}: damaged, not a plan; delete it, or --overwrite")
+        if changes := difference(planned, science):
             raise UsageError(
                 f"--run-id {run.run_id}: names another experiment ({'; '.join(changes[:3])}); "
                 "choose another --run-id, or --overwrite"

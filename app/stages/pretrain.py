@@ -68,7 +68,8 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
         prepare(device, config.runtime.threads)
         trainer = Trainer(config, method, seed, data, monitor, device)
         if (state := job.restore()) is not None:
-            trainer.load_state(state)
+            with job.resuming():
+                trainer.load_state(state)
             progress.say(f"continues at step {trainer.step} of {trainer.total_steps}", step=trainer.step)
         else:
             trainer.start(weights)

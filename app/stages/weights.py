@@ -12,12 +12,12 @@ from pathlib import Path
 import torchvision
 from torch import Tensor
 
-from app.checkpoint import parse_weights, read_json, read_verified
+from app.checkpoint import parse_weights, read_record, read_verified
 from app.config import METHODS, Config
 from app.errors import InputError, StorageError, UsageError
 from app.networks import Encoder
 from app.stages.experiment import Run
-from app.storage import MissingObject, Store, sha256
+from app.storage import MissingObject, Store, open_store, sha256
 
 State = dict[str, Tensor]
 PRETRAINED = re.compile(rf"({'|'.join(METHODS)})-s(\d+)")
@@ -135,13 +135,15 @@ def _download(weights: torchvision.models.WeightsEnum) -> State:
 def _pretrained(run: Run, init: str, method: str, seed: str) -> Weights:
     folder = run.pretrain_folder(init)
     try:
-        record = read_json(run.store, f"{folder}/record.json")
+        record = read_record(run.store, folder)
     except MissingObject as error:
         raise InputError(
             f"--init {init}: this run has no finished pretraining of that name; run "
             f"`python -m app pretrain --method {method} --seed {seed}` first"
         ) from error
     key = f"{folder}/encoder.safetensors"
+    if "encoder.safetensors" not in record["files"]:
+        raise InputError(f"{run.store.uri}/{folder}/record.json: names no encoder; run the pretraining again")
 
     @cache
     def read() -> State:
@@ -153,6 +155,11 @@ def _pretrained(run: Run, init: str, method: str, seed: str) -> Weights:
 
 def _read(store: Store, uri: str) -> tuple[State, dict[str, str], str]:
     """Read a state dict, its metadata (empty for ``torch.save`` files), and the SHA-256 of the bytes."""
+    if "://" in uri and not uri.startswith("file://"):
+        folder, _, name = uri.rpartition("/")
+        data = open_store(folder).read(name)
+        state, metadata = parse_weights(data, source=uri)
+        return state, metadata, sha256(data)
     path = Path(uri.removeprefix("file://")).expanduser()
     try:
         data = path.read_bytes()

@@ -332,14 +332,16 @@ def _age(answer: dict[str, Any]) -> float:
 
 def _is_boto(error: Exception) -> bool:
     from botocore.exceptions import BotoCoreError, ClientError
+    from urllib3.exceptions import HTTPError
 
-    return isinstance(error, (BotoCoreError, ClientError))
+    return isinstance(error, (BotoCoreError, ClientError, HTTPError))
 
 
 def _explain(error: Exception, uri: str, key: str) -> Exception:
     """Turn what boto3 raises into ours; anything else comes back as it is."""
     from botocore import exceptions as boto
     from botocore.parsers import ResponseParserError
+    from urllib3.exceptions import HTTPError
 
     where = f"{uri}/{key}"
     if isinstance(error, AppError):
@@ -356,6 +358,7 @@ def _explain(error: Exception, uri: str, key: str) -> Exception:
             boto.IncompleteReadError,
             boto.FlexibleChecksumError,
             ResponseParserError,
+            HTTPError,  # botocore lets it through when the connection breaks in the body of a refusal
         ),
     ):
         return StorageError(f"{where}: {_one_line(error)}; run the same command again once storage works")

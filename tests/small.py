@@ -1,0 +1,36 @@
+"""A stand-in for the ResNet, for tests that look at what happens to a job and not at what it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from app import networks
+
+
+def block(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class SmallResNet(nn.Module):
+    """Has what ``Encoder`` uses of a ResNet: conv1, bn1, relu, maxpool, layer1 to 4, fc."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8)
+        self.relu, self.maxpool = nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+        self.layer1, self.layer2, self.layer3, self.layer4 = block(8, 8), block(8, 16), block(16, 16), block(16, 32)
+        self.fc = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError("Encoder calls the parts")
+
+
+def use(patch: Callable[[Any, str, Any], None]) -> None:
+    """Make every encoder a small one; ``patch`` is ``setattr``, or a monkeypatch's."""
+    patch(torchvision.models, "get_model", lambda *_, **__: SmallResNet())
+    patch(networks, "_use_small_map_convolutions", lambda module: None)

@@ -1,0 +1,83 @@
+"""The downstream job: stopped in the middle and continued, it gives what it would have given."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from app.config import load_config
+from app.data import write_phantoms
+from app.errors import Interrupted
+from app.stages import downstream
+from app.stages.experiment import Run
+from app.stages.job import Job
+from app.storage import FolderStore
+from tests import small
+
+SETTINGS = [
+    "data.subset=24", "data.phantoms=never", "runtime.threads=1", "runtime.device=cpu", "runtime.grace_seconds=300",
+    "protocols.finetune.epochs=2", "protocols.finetune.batch_size=8", "protocols.linear_probe.epochs=3",
+    "protocols.linear_probe.batch_size=8", "protocols.few_shot.k=4", "protocols.few_shot.draws=3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(root, counts={"breastmnist": (32, 16, 16)})
+    return root
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    small.use(monkeypatch.setattr)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, phantoms: Path):
+    return lambda name: Run(FolderStore(tmp_path / name), "r", load_config("smoke", SETTINGS, data_root=str(phantoms)))
+
+
+def train(run: Run, protocol: Any) -> dict[str, Any]:
+    return downstream.run(run, dataset="breastmnist", init="random", protocol=protocol, seed=0)
+
+
+def outcome(run: Run, record: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[str]]:
+    """The model's tensors, what the record says of the science, and the files."""
+    folder = Path(run.store.uri) / "runs/r/downstream" / record["key"]
+    volatile = ("timings", "finished", "files", "environment")
+    files = [f"{name} {entry['sha256']}" for name, entry in sorted(record["files"].items()) if name.endswith(".csv")]
+    return load_file(folder / "model.safetensors"), {k: v for k, v in record.items() if k not in volatile}, files
+
+
+@pytest.mark.parametrize(
+    ("protocol", "stops"), [("finetune", (1, 3, 5)), ("linear_probe", (2, 3, 8)), ("few_shot", (1, 3))]
+)
+def test_stopped_and_continued_equals_uninterrupted(make_run, monkeypatch, protocol, stops):
+    """Stops within an epoch, at its end, and, with few shots, within a later draw."""
+    whole, pieces = make_run("whole"), make_run("pieces")
+    expected = outcome(whole, train(whole, protocol))
+    original = Job.after_step
+    for at in stops:
+
+        def after_step(self: Job, step: int, state: Any, where: str, at: int = at) -> None:
+            if step == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            original(self, step, state, where)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Job, "after_step", after_step)
+            with pytest.raises(Interrupted, match=f"SIGTERM: stopped at step {at} with a checkpoint"):
+                train(pieces, protocol)
+    tensors, record, files = outcome(pieces, train(pieces, protocol))
+    assert record == expected[1]
+    assert files == expected[2]
+    assert tensors.keys() == expected[0].keys()
+    assert all(torch.equal(tensors[name], expected[0][name]) for name in tensors)
+    assert not pieces.store.exists(f"runs/r/downstream/{record['key']}/latest.json")
