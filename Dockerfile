@@ -2,6 +2,7 @@
 # from the host's NVIDIA runtime, and without a GPU the same image runs on the CPU.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
+# Its tag is in the argument, where hadolint does not look.
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE} AS build
 WORKDIR /build
@@ -23,6 +24,7 @@ RUN mkdir /opt/imagenet \
 COPY app app
 RUN python3 -m compileall -q app
 
+# The same.
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE}
 COPY --from=build /opt/nvidia /opt/venv/lib/python3.11/site-packages/nvidia
