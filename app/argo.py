@@ -16,7 +16,7 @@ import yaml
 
 from app.errors import InputError, StorageError, UsageError
 
-INSTALL = "the Argo client is not installed; use `pip install 'byol-med[argo]'`, or the argo command line"
+INSTALL = "the Argo client is not installed; `pip install '.[argo]'` in a clone, or use the argo command line"
 ENDED = ("Succeeded", "Failed", "Error")
 MARKS = {"Succeeded": "✔", "Failed": "✖", "Error": "✖", "Running": "●", "Pending": "◷", "Skipped": "○", "Omitted": "○"}
 Workflow = dict[str, Any]
