@@ -11,18 +11,27 @@ import pytest
 import torch
 
 from app import cli
+from app.argo import read_workflow
 from app.checkpoint import dump_weights
 from app.config import presets
 from app.networks import Encoder
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.S | re.M)
+CLUSTER = (ROOT / "k8s/README.md").read_text()
+FENCED = r"^```(\w*)\n(.*?)^```"
+BLOCKS = re.findall(FENCED, TEXT, re.S | re.M)
+
+
+def lines() -> list[str]:
+    """Every line of a shell block of either file."""
+    blocks = BLOCKS + re.findall(FENCED, CLUSTER, re.S | re.M)
+    shell = "".join(text for language, text in blocks if language in ("", "bash", "sh")).replace("\\\n", " ")
+    return [re.split(r"\s#", line)[0].strip() for line in shell.splitlines()]
 
 
 def commands() -> list[str]:
-    shell = "".join(text for language, text in BLOCKS if language in ("", "bash", "sh")).replace("\\\n", " ")
-    return [line.split("  #")[0].strip() for line in shell.splitlines() if line.startswith("python -m app ")]
+    return [line for line in lines() if line.startswith("python -m app ")]
 
 
 def test_there_are_commands_to_check():
@@ -34,6 +43,7 @@ def test_there_are_commands_to_check():
         "report",
         "views",
         "ls",
+        "submit",
     }
 
 
@@ -48,10 +58,36 @@ def test_command_parses(line, monkeypatch, capsys):
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    named = set(re.findall(r"(?:^|`)make ([a-z][a-z-]+)", TEXT, re.M))
-    assert {"demo", "test", "smoke"} <= named
+    named = set(re.findall(r"(?:^|`)make ([a-z][a-z-]+)", TEXT + CLUSTER, re.M))
+    assert {"demo", "test", "smoke", "image", "local-run", "submit"} <= named
     missing = [name for name in named if not re.search(rf"^{name}:", makefile, re.M)]
     assert not missing
+
+
+def test_workflows_and_overlays_that_are_named_exist():
+    named = [
+        word
+        for line in lines()
+        if line.startswith(("kubectl apply", "argo submit", "python -m app submit"))
+        for word in shlex.split(line)
+        if word.startswith(("k8s/", "workflows/"))
+    ]
+    assert {"k8s/overlays/dev", "k8s/overlays/prod", "workflows/full.yaml", "workflows/smoke.yaml"} <= set(named)
+    assert [word for word in named if not (ROOT / word).exists()] == []
+    for text, folder in ((TEXT, ROOT), (CLUSTER, ROOT / "k8s")):
+        for path in re.findall(r"`((?:k8s|workflows|base|overlays|components)/[\w./-]*)`", text):
+            assert (folder / path).exists() or (ROOT / path).exists(), path
+
+
+def test_workflow_parameters_that_are_given_exist():
+    """Those of every command, and those that tables and sentences mention."""
+    given = dict(re.findall(r"""-p ([\w-]+)=((?:'[^'\n]*')|[^\s`")]*)""", TEXT + CLUSTER))
+    assert {"preset", "seeds", "gpu-product", "gpu-node-selector", "grace-seconds", "device"} <= given.keys()
+    read_workflow(ROOT / "workflows/full.yaml", {name: value.strip("'") for name, value in given.items()})
+
+
+def test_one_version_of_argo_is_installed_everywhere():
+    assert len(set(re.findall(r"argo-workflows/releases/download/(\S+)/install.yaml", TEXT + CLUSTER))) == 1
 
 
 def test_every_preset_is_in_the_table():
