@@ -6,12 +6,18 @@ import base64
 import gzip
 import itertools
 import json
+import re
+import shutil
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 
+from app import cli
 from app.config import load_config
+from app.data import write_phantoms
 from app.errors import CollapseError, InputError, Interrupted, StorageError, UsageError
 from app.stages import shard
 from app.stages.experiment import Run
@@ -22,6 +28,7 @@ from app.stages.status import announce, publish_status
 from app.storage import FolderStore
 
 PARTS = ("trained", "frozen")
+ROOT = Path(__file__).parent.parent
 
 
 def planned(store: FolderStore, *, datasets: int, protocols: list[str], methods: list[str], seeds: int) -> Run:
@@ -117,44 +124,105 @@ def node(number: int) -> dict[str, object]:
             "artifacts": [{"name": "main-logs", "s3": {"key": f"byol-study-x7k2p/{identity}/main.log"}}],
             "exitCode": "0",
         },
-        "children": [],
+        "children": [f"byol-study-x7k2p-{((number + 1) * 2654435761) % 2**32}"],
         "hostNodeName": f"ip-10-0-{number % 250}-{number * 7 % 250}.eu-central-1.compute.internal",
     }
 
 
-@pytest.mark.parametrize(
-    ("datasets", "protocols", "methods", "seeds", "jobs"),
-    [
-        (3, ["finetune", "linear_probe", "few_shot"], [], 1, 9),
-        (3, ["finetune", "linear_probe", "few_shot"], ["byol", "byol_plus"], 5, 135),
-        (5, ["finetune", "linear_probe", "few_shot", "few_shot_frozen"], ["byol"], 250, 10_000),
-    ],
-)
+def workflow_object(pods: int, pretrainings: int, tries: int = 1) -> int:
+    """Bytes of a workflow in etcd: its specification, its nodes as gzip in base64, and a line for each pod.
+
+    A pod has a node for each try and one above them for its retries; a pretraining has a DAG and two groups besides.
+    """
+    count = (pods + 4) * (tries + 1) + 3 * pretrainings + 5
+    nodes = {n["id"]: n for n in map(node, range(count))}
+    specification = json.dumps(yaml.safe_load((ROOT / "workflows/full.yaml").read_text("utf-8")))
+    completed = json.dumps({node(number)["id"]: True for number in range(pods * tries)})
+    return len(specification) + len(base64.b64encode(gzip.compress(json.dumps(nodes).encode()))) + len(completed)
+
+
+FAN_OUTS = [
+    (3, ["finetune", "linear_probe", "few_shot"], [], 1, 9),
+    (3, ["finetune", "linear_probe", "few_shot"], ["byol", "byol_plus"], 5, 135),
+    (5, ["finetune", "linear_probe", "few_shot", "few_shot_frozen"], ["byol"], 250, 10_000),
+]
+
+
+def stated(jobs: int) -> list[float]:
+    """The figures that the documentation gives for so many jobs."""
+    text = (ROOT / "k8s/README.md").read_text("utf-8")
+    row = re.search(rf"^\| {jobs:,} \|(.*)\|$", text, re.MULTILINE)
+    assert row is not None
+    return [float(cell.replace(",", "").split()[0]) for cell in row[1].split("|")]
+
+
+@pytest.mark.parametrize(("datasets", "protocols", "methods", "seeds", "jobs"), FAN_OUTS)
 def test_planning_stays_within_argos_limits(store, tmp_path, datasets, protocols, methods, seeds, jobs):
     begin = time.process_time()
     run = planned(store, datasets=datasets, protocols=protocols, methods=methods, seeds=seeds)
-    write_fan_out(run, tmp_path / "out", 1)
+    write_fan_out(run, tmp_path / "one", 1)
     seconds = time.process_time() - begin
+    write_fan_out(run, tmp_path / "out", 3)
+    alone = json.loads((tmp_path / "one/summary.json").read_text())["pods"]
     files = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
     summary = json.loads(files["summary.json"])
     assert summary["downstream"] == jobs
-    assert summary["pods"] <= MAX_PODS
-    assert sum(map(len, files.values())) < 256_000  # Argo's limit for the outputs of a pod
+    assert summary["pods"] <= alone <= MAX_PODS
+    outputs = sum(map(len, files.values()))
+    assert outputs < 256_000  # Argo's limit for the outputs of a pod
     pretrain = json.loads(files["pretrain.json"])
     shards_ = sum(entry[part] for entry in pretrain for part in PARTS)
     shards_ += sum(int(files[f"baselines-{part}"]) for part in PARTS)
     assert summary["pods"] == shards_ + len(pretrain)
-    # A retry strategy puts a node above every pod; Argo stores the nodes as gzip in base64 when they get large.
-    nodes = {n["id"]: n for n in map(node, range(2 * summary["pods"]))}
-    stored = len(base64.b64encode(gzip.compress(json.dumps(nodes).encode())))
-    print(f"{jobs} jobs: {seconds:.2f} s, {summary}, outputs {sum(map(len, files.values()))} B, status {stored} B")
-    assert stored < 500_000
+    size = workflow_object(summary["pods"], len(pretrain))
+    assert workflow_object(alone, len(pretrain), tries=6) < 1_000_000  # what Argo lets into etcd
     assert seconds < 1.0
+    row = [len(pretrain), alone, summary["pods"], summary["jobs_per_pod"], outputs / 1e3, size / 1e3]
+    print(f"| {jobs:,} | " + " | ".join(f"{value:,.1f}" for value in row) + " |")
+    documented = stated(jobs)
+    assert documented[:4] == row[:4]
+    assert documented[4:6] == pytest.approx(row[4:6], rel=0.1, abs=0.1)
 
 
-def test_ten_thousand_pods_would_not_fit_into_etcd():
-    nodes = {n["id"]: n for n in map(node, range(20_000))}
-    assert len(base64.b64encode(gzip.compress(json.dumps(nodes).encode()))) > 1_000_000
+def test_what_would_not_fit():
+    """The limits of which the documentation says where they bite."""
+    assert workflow_object(4_500, 250) > 1_000_000
+    assert workflow_object(10_000, 250) == pytest.approx(2.2e6, rel=0.1)
+    item = {"dataset": "set0", "init": "byol-s100", "protocol": "few_shot_frozen", "seed": 100}
+    assert 3_400 * len(json.dumps(item, separators=(",", ":"))) > 256_000
+
+
+def test_ten_thousand_jobs_are_planned_by_the_command(tmp_path, monkeypatch, capsys):
+    """Data, checks and all: five data sets, four protocols, a random start and BYOL, 250 seeds."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_phantoms(tmp_path / "data")
+    fifth = (tmp_path / "data/breastmnist.npz").rename(tmp_path / "fifth.npz")
+    shutil.copy(fifth, tmp_path / "data/breastmnist.npz")
+    names = ["pneumoniamnist", "breastmnist", "dermamnist", "chestmnist", "fifth"]
+    command = ["plan", "--preset=smoke", "--set=data.phantoms=never", f"--data-root={tmp_path / 'data'}"]
+    command += [f"--data=fifth={fifth}:binary", f"--datasets={','.join(names)}", "--methods=byol"]
+    command += [f"--seeds={','.join(map(str, range(250)))}", "--seeds-per-pod=3", "--run-id=fan"]
+    command += [f"--store={tmp_path / 'store'}", f"--out={tmp_path / 'out'}"]
+    monkeypatch.setattr(sys, "argv", ["app", *command])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0, capsys.readouterr().err
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert (summary["downstream"], summary["jobs_per_pod"], summary["pods"]) == (10_000, 20, 1000)
+    assert sum(path.stat().st_size for path in (tmp_path / "out").iterdir()) < 256_000
+    size = (tmp_path / "store/runs/fan/experiment.json").stat().st_size
+    assert size / 1e6 == pytest.approx(2.9, rel=0.1)  # what k8s/README.md says
+    # a pod finds its jobs in the stored plan
+    assert len(read_fan_out(FolderStore(tmp_path / "store"), "fan", 20).shard("byol-s249", "frozen", 0)) == 10
+
+
+def test_more_pretrainings_than_a_workflow_has_room_for_are_refused(store, tmp_path):
+    run = planned(store, datasets=1, protocols=["finetune", "linear_probe"], methods=["byol"], seeds=332)
+    write_fan_out(run, tmp_path / "out", 1)
+    assert json.loads((tmp_path / "out/summary.json").read_text())["pods"] <= MAX_PODS
+    run = planned(store, datasets=1, protocols=["finetune", "linear_probe"], methods=["byol"], seeds=334)
+    with pytest.raises(UsageError, match=r"334 pretrainings need at least 1004 pods.* room for 1000"):
+        write_fan_out(run, tmp_path / "more", 1)
 
 
 def test_a_failed_job_does_not_stop_the_others(store, monkeypatch, tmp_path):

@@ -25,8 +25,8 @@ Job = dict[str, Any]
 Part = Literal["trained", "frozen"]
 
 BASELINES = "baselines"
-# Every pod is a node in the status of the workflow, which is one object in etcd. Compressed, a thousand of them stay
-# well below the limit of 1 MB (tests/test_shard.py counts it).
+# Every pod has nodes in the status of the workflow, which is one object in etcd. Compressed, those of a thousand pods
+# stay below the limit of 1 MB, with six tries of each (tests/test_shard.py counts them).
 MAX_PODS = 1000
 
 
@@ -92,7 +92,7 @@ def write_fan_out(run: Run, folder: Path, seeds_per_pod: int) -> None:
     numbers of shards; and ``summary.json``.
 
     Raises:
-        UsageError: the folder cannot be written.
+        UsageError: too many pretrainings for one workflow, or the folder cannot be written.
     """
     plan = read_json(run.store, f"{run.folder}/experiment.json")["plan"]
     fan_out = FanOut.of(plan, seeds_per_pod)
@@ -104,13 +104,19 @@ def write_fan_out(run: Run, folder: Path, seeds_per_pod: int) -> None:
         {"key": key, "method": key.rpartition("-s")[0], "seed": int(key.rpartition("-s")[2])} | counts[key]
         for key in (job["key"] for job in plan["pretrain"])
     ]
+    pods = len(plan["pretrain"]) + sum(sum(parts.values()) for parts in counts.values())
+    if pods > MAX_PODS:
+        raise UsageError(
+            f"plan: {len(plan['pretrain'])} pretrainings need at least {pods} pods, and one workflow has room for "
+            f"{MAX_PODS}; divide the seeds or methods among several runs"
+        )
     summary = {
         "version": 1,
         "run_id": run.run_id,
         "pretrain": len(plan["pretrain"]),
         "downstream": len(plan["downstream"]),
         "jobs_per_pod": fan_out.size,
-        "pods": len(plan["pretrain"]) + sum(sum(parts.values()) for parts in counts.values()),
+        "pods": pods,
     }
     files = {
         "run-id": run.run_id,
