@@ -9,8 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.cluster.documents import ROOT, tool
+from tests.cluster.checks import EXAMPLE, OVERLAYS, workspace
+from tests.cluster.documents import ROOT, render, tool
 
 SHELL = [".ci/run"]
 
@@ -47,9 +49,18 @@ def test_every_exception_is_explained() -> None:
 
 
 @pytest.mark.slow
-def test_checkov_is_content() -> None:
-    """checkov pins its own versions of our dependencies: it lives outside .venv, found by CHECKOV or on PATH."""
+def test_checkov_is_content(tmp_path: Path) -> None:
+    """checkov pins its own versions of our dependencies: it lives outside .venv, found by CHECKOV or on PATH.
+
+    The objects are looked at as kustomize renders them, since that is what a cluster gets.
+    """
     program = os.environ.get("CHECKOV") or tool("checkov")
     run(program, "--config-file", ".checkov.yaml", "--skip-download", "--file", "Dockerfile")
-    run(program, "--config-file", ".checkov.yaml", "--skip-download", "--directory", "k8s")
+    root = workspace(tmp_path / "work")
+    rendered = tmp_path / "rendered"
+    rendered.mkdir()
+    for overlay in OVERLAYS:
+        (rendered / f"{Path(overlay).name}.yaml").write_text(yaml.safe_dump_all(render(root / overlay)))
+    run(program, "--config-file", ".checkov.yaml", "--skip-download", "--directory", str(rendered))
+    run(program, "--config-file", ".checkov.yaml", "--skip-download", "--file", EXAMPLE)
     run(program, "--config-file", ".checkov.yaml", "--skip-download", "--directory", "workflows")
