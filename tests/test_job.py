@@ -86,6 +86,21 @@ def test_done_claimed_resumed_fresh_in_this_order(store: FolderStore, capsys: py
     assert read_json(store, f"{FOLDER}/claim.json")["owner"] is None
 
 
+def test_checkpoints_of_an_owner_that_died_after_its_record_are_dropped(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted):
+        stop_at(store, 3)
+    with monkeypatch.context() as patch, opened(store) as job:
+        patch.setattr("app.stages.job.drop_checkpoints", lambda *_: None)
+        job.publish({"x.bin": b"1"}, record())
+    assert list(store.list(f"{FOLDER}/checkpoints"))
+    with opened(store) as job:
+        assert job.record is not None
+    assert not list(store.list(f"{FOLDER}/checkpoints"))
+    assert not store.exists(f"{FOLDER}/latest.json")
+
+
 def test_another_experiment_is_refused_with_the_difference(store: FolderStore) -> None:
     other = SCIENCE | {"rate": 0.25}
     with pytest.raises(Interrupted):

@@ -194,6 +194,8 @@ def open_job(run: Run, folder: str, science: dict[str, Any], *, progress: Progre
 
         if done():  # the common case, without a look at the claim
             progress.say("already done")
+            if next(iter(store.list(f"{folder}/checkpoints")), None) is not None:
+                drop_checkpoints(store, folder)  # the owner died between its record and this
             yield job
             return
         with claimed(
