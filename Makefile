@@ -24,8 +24,8 @@ help: ## show this list
 demo: $(STAMP) ## run the whole study on small default data; prints the result table and the report's path
 	$(BIN)/python -m app run --preset demo --store $(STORE) $(ARGS)
 
-test: $(STAMP) ## run the test suite
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## run the test suite, two tests at a time; ARGS="-n 0" for one
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 chaos: $(STAMP) ## kill, stop and cut off jobs at length; `test` has the short form
 	CHAOS=full $(BIN)/python -m pytest tests/chaos $(ARGS)

@@ -8,6 +8,7 @@ import secrets
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -108,10 +109,15 @@ def test_age_grows_by_the_clock_of_the_store(store: Store) -> None:
     assert 1 < store.read_version("beat").age < 5
 
 
-def _race(address: str, number: int, start: float) -> int:
+def _meet_at(barrier: Barrier) -> None:
+    global meeting  # synchronization objects reach a process of a pool only when it starts
+    meeting = barrier
+
+
+def _race(address: str, number: int) -> int:
     store = open_store(address)
     store.exists("claim")
-    time.sleep(max(0.0, start - time.time()))
+    meeting.wait(60)
     return int(store.create("claim", f"owner {number}".encode()) is not None)
 
 
@@ -131,9 +137,9 @@ def test_of_processes_that_replace_at_once_one_wins(store: Store) -> None:
 
 
 def test_a_race_between_processes(tmp_path: Path) -> None:
-    with multiprocessing.get_context("fork").Pool(8) as pool:
-        start = time.time() + 0.3
-        wins = pool.starmap(_race, [(str(tmp_path), n, start) for n in range(8)])
+    context = multiprocessing.get_context("spawn")  # a forked copy of a process with threads may hang
+    with context.Pool(4, _meet_at, [context.Barrier(4)]) as pool:
+        wins = pool.starmap(_race, [(str(tmp_path), n) for n in range(4)], chunksize=1)
     assert sum(wins) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["claim"], "locks and temporary files are gone"
 
