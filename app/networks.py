@@ -9,6 +9,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from app.convolutions import SmallMapConv2d
 from app.errors import InputError, UsageError
 
 Stem = Literal["stock", "middle", "cifar"]
@@ -17,39 +18,6 @@ ARCHITECTURES = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
     "resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2",
 )  # fmt: skip
-
-
-class SmallMapConv2d(nn.Conv2d):
-    """A 3x3 convolution without bias that leaves out the products with padding on 2x2 and 1x1 maps.
-
-    On such maps most of a 3x3 kernel falls on padding. The same linear map is written as one matrix
-    product over the taps that touch data: every output position of a 2x2 (or 1x1) map sees every input
-    position, so the matrix is dense and nothing is wasted. Parameters and state dict are those of
-    ``nn.Conv2d``; outputs and gradients agree to rounding. Larger maps take the ordinary path.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve ``x`` (N, C, H, W); same result and shape as ``nn.Conv2d``."""
-        height, width = x.shape[2:]
-        if height > 2 or width > 2 or x.device.type != "cpu":
-            return super().forward(x)
-        if height == width == 1:
-            return (x.flatten(1) @ self.weight[:, :, 1, 1].t())[:, :, None, None]
-        stride = self.stride[0]
-        out_h, out_w = (height - 1) // stride + 1, (width - 1) // stride + 1
-        # taps[i][o]: which kernel element joins input position i to output position o (padding is 1).
-        taps = torch.tensor(
-            [
-                [(ih - oh * stride + 1) * 3 + (iw - ow * stride + 1) for oh in range(out_h) for ow in range(out_w)]
-                for ih in range(height)
-                for iw in range(width)
-            ]
-        )
-        kernel = self.weight.flatten(2).permute(2, 1, 0)[taps]  # (in positions, out positions, C, O)
-        matrix = kernel.transpose(1, 2).reshape(height * width * self.in_channels, -1)
-        flat = x.permute(0, 2, 3, 1).reshape(len(x), -1)
-        out = (flat @ matrix).view(len(x), out_h, out_w, self.out_channels)
-        return out.permute(0, 3, 1, 2)
 
 
 class Encoder(nn.Module):
@@ -98,6 +66,8 @@ class Encoder(nn.Module):
         weight = net.conv1.weight
         if x.shape[1] == 1:
             weight = weight.sum(1, keepdim=True)
+            # One channel is in both memory orders; only with these strides does the convolution keep to ours.
+            x = x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
         x = x.contiguous(memory_format=torch.channels_last)
         x = F.conv2d(x, weight, None, net.conv1.stride, net.conv1.padding)
         x = net.maxpool(net.relu(net.bn1(x)))
@@ -131,9 +101,11 @@ class Encoder(nn.Module):
 
 def _use_small_map_convolutions(module: nn.Module) -> None:
     for child in module.modules():
-        plain = type(child) is nn.Conv2d and child.groups == 1 and child.bias is None
-        if plain and child.kernel_size == (3, 3) and child.padding == (1, 1):
-            child.__class__ = SmallMapConv2d
+        if type(child) is nn.Conv2d and child.groups == 1 and child.bias is None:
+            three = child.kernel_size == (3, 3) and child.padding == (1, 1)
+            shortcut = child.kernel_size == (1, 1) and child.stride == (2, 2)
+            if three or shortcut:
+                child.__class__ = SmallMapConv2d
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

@@ -15,6 +15,7 @@ LAYERS = {
     "app.errors": "errors",
     "app.data": "science",
     "app.augment": "science",
+    "app.convolutions": "science",
     "app.networks": "science",
     "app.byol": "science",
     "app.schedules": "science",
