@@ -162,17 +162,27 @@ def apply(augmentation: Augmentation, images: Tensor, draws: Draws) -> Tensor:
     return normalise(x)
 
 
-def two_views(augmentation: Augmentation, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def two_views(
+    augmentation: Augmentation, images: Tensor, generator: torch.Generator, *, batch: int | None = None, first: int = 0
+) -> tuple[Tensor, Tensor]:
     """Make two independent views of each image: the input of ``BYOL.forward``.
 
     Args:
         augmentation: what to draw and apply.
         images: float, (B, C, H, W) in [0, 1].
         generator: a CPU generator.
+        batch: size of the batch that the images are part of, if they are a part: all of it is drawn for, so
+            that a view depends on its image's place in the whole batch.
+        first: place of the first image in that batch.
     """
-    draws = draw(augmentation, 2 * len(images), images.shape[-1], generator)
+    count = len(images)
+    batch = count if batch is None else batch
+    draws = draw(augmentation, 2 * batch, images.shape[-1], generator)
+    if count < batch:
+        mine = [*range(first, first + count), *range(batch + first, batch + first + count)]
+        draws = {name: value[mine] for name, value in draws.items()}
     views = apply(augmentation, torch.cat([images, images]), draws)
-    return views[: len(images)], views[len(images) :]
+    return views[:count], views[count:]
 
 
 def warp(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

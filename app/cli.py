@@ -120,8 +120,8 @@ def pretrain(
 
     name = _method(method)
     run = _open(store, run_id, preset, overrides, sources, data_root, weights, device, threads)
-    record = stage.run(run, method=name, seed=seed, overwrite=overwrite)
-    print(f"{run.store.uri}/{run.pretrain_folder(record['key'])}/encoder.safetensors")
+    if (record := stage.run(run, method=name, seed=seed, overwrite=overwrite)) is not None:
+        print(f"{run.store.uri}/{run.pretrain_folder(record['key'])}/encoder.safetensors")
 
 
 @app.command(

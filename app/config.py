@@ -99,7 +99,7 @@ class Pretrain(Section):
     cosine: bool
     ema_momentum: Probability
     ema_cosine: bool
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["auto", "float32", "bfloat16"]
     monitor_every: Count
     knn_neighbours: Count
     knn_temperature: Positive
@@ -167,6 +167,8 @@ class Runtime(Section):
 
     device: Literal["auto", "cpu", "cuda"]
     threads: Count | None
+    processes: Count | None
+    compile: Literal["auto", "always", "never"]
     checkpoint_minutes: Positive
     checkpoint_steps: Count | None
     keep: Count

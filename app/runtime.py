@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def choose_device(name: str) -> str:
     return "cuda" if available and name != "cpu" else "cpu"
 
 
-def prepare(device: str, threads: int | None) -> None:
+def prepare(device: str, threads: int | None, processes: int = 1) -> None:
     """Set thread count and numerics: denormals count as 0; on the GPU, TF32 and the fastest convolutions.
 
     With the same thread count the CPU repeats itself bit for bit; the GPU does to rounding only.
@@ -51,15 +52,51 @@ def prepare(device: str, threads: int | None) -> None:
     Args:
         device: ``cpu`` or ``cuda``.
         threads: intra-op threads; None leaves torch's default (all cores).
+        processes: that share the cores, if ``threads`` is None.
     """
     import torch
 
+    if threads is None and processes > 1:
+        threads = max(1, torch.get_num_threads() // processes)
     if threads is not None:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     if device == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
+
+
+def precision_on(device: str, wanted: str) -> str:
+    """Resolve ``auto``: bfloat16 on a GPU that computes in it, float32 on a CPU, where it costs no accuracy.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        wanted: ``auto``, ``float32`` or ``bfloat16``.
+    """
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    return "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+
+
+def compiles_on(device: str, wanted: str) -> bool:
+    """Resolve ``auto``: compile on a GPU where there is a C compiler, which Triton needs, and never on a CPU.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        wanted: ``auto``, ``always`` or ``never``.
+
+    Raises:
+        UsageError: ``always`` without a compiler.
+    """
+    names = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "cc", "clang"]
+    there = any(shutil.which(name) for name in names)
+    if wanted == "always" and not there:
+        raise UsageError(
+            "runtime.compile=always: there is no C compiler here; install one, or use runtime.compile=auto"
+        )
+    return wanted == "always" or (wanted == "auto" and device == "cuda" and there)
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ LAYERS = {
     "app.argo": "plumbing",
     "app.config": "plumbing",
     "app.presets": "plumbing",
+    "app.ranks": "plumbing",
     "app.runtime": "plumbing",
     "app.report": "report",
     "app.stages": "stages",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from app import metrics
 from app.augment import Augmentation, two_views
@@ -22,19 +23,21 @@ from app.draws import batch_at, epoch_order, generator
 from app.errors import CollapseError, UsageError
 from app.knn import knn_scores
 from app.networks import Encoder, to_float
-from app.runtime import Progress, choose_device, environment, prepare
+from app.ranks import Ranks, joined, leading, process_count, torchrun_rank
+from app.runtime import Progress, choose_device, compiles_on, environment, precision_on, prepare
 from app.schedules import ema_momentum, learning_rate
 from app.stages.experiment import Run, load_labelled, load_pretraining, monitor_name, now
 from app.stages.job import open_job
 from app.stages.weights import Weights, describe, initial_weights
+from app.storage import open_store
 
 LOGS_PER_EPOCH = 10
 WATCHING = ("monitor_every", "knn_neighbours", "knn_temperature", "collapse_below")  # never change the encoder
 MONITOR_IMAGES = 5000  # of the labelled training split, enough for a steady k-NN
 
 
-def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict[str, Any]:
-    """Pretrain one encoder and publish it.
+def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict[str, Any] | None:
+    """Pretrain one encoder and publish it, on all GPUs there are or with ``runtime.processes`` processes.
 
     In this order: a record of the same science is returned as it is; a checkpoint is continued; else the
     encoder starts from ``network.init``. Equal settings, seed, device and thread count give equal tensors,
@@ -47,43 +50,71 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
         overwrite: start afresh, whatever is there.
 
     Returns:
-        The job's record.
+        The job's record; None in a process that torchrun started beside the first one.
 
     Raises:
         Interrupted: a signal came and the checkpoint is saved, or another process works on the job.
         CollapseError: NaN, or the target's std fell below ``pretrain.collapse_below``.
     """
     config, store = run.config, run.store
+    device = choose_device(config.runtime.device)
+    world = process_count(config.runtime.processes, device)
+    if (rank := torchrun_rank()) > 0:
+        with joined(rank, world, device) as ranks:
+            follow(ranks, store.address, run.run_id, config, method, seed)
+        return None
     key = f"{method}-s{seed}"
     folder = run.pretrain_folder(key)
     progress = Progress("pretrain", run_id=run.run_id, job=key)
-    data = load_pretraining(run)
-    monitor = load_labelled(run, name) if (name := monitor_name(run)) else None
-    weights = initial_weights(run, config.network.init)
-    science = science_of(config, method, seed, data, weights)
-    with open_job(run, folder, science, progress=progress, overwrite=overwrite) as job:
-        if job.record is not None:
-            return job.record
-        device = choose_device(config.runtime.device)
-        prepare(device, config.runtime.threads)
-        trainer = Trainer(config, method, seed, data, monitor, device)
-        if (state := job.restore()) is not None:
-            with job.resuming():
-                trainer.load_state(state)
-            progress.say(f"continues at step {trainer.step} of {trainer.total_steps}", step=trainer.step)
-        else:
-            trainer.start(weights)
-        with progress.bar(trainer.total_steps, trainer.step) as bar:
-            while trainer.step < trainer.total_steps:
-                try:
-                    bar.advance(**trainer.advance())
-                    if trainer.step < trainer.total_steps:
-                        job.after_step(trainer.step, trainer.state, f"step {trainer.step} of {trainer.total_steps}")
-                except CollapseError:
-                    job.claim.confirm()
-                    store.write(f"{folder}/curves.jsonl", trainer.curves_bytes())
-                    raise
-        return job.publish(*result(run, method, seed, data, science, trainer))
+    with leading(world, device, follow, store.address, run.run_id, config, method, seed) as ranks:
+        data = load_pretraining(run)
+        monitor = load_labelled(run, name) if (name := monitor_name(run)) else None
+        weights = initial_weights(run, config.network.init)
+        science = science_of(config, method, seed, data, weights)
+        with open_job(run, folder, science, progress=progress, overwrite=overwrite) as job:
+            if job.record is not None:
+                return job.record
+            prepare(device, config.runtime.threads, world)
+            trainer = Trainer(config, method, seed, data, monitor, device)
+            if (state := job.restore()) is not None:
+                with job.resuming():
+                    trainer.load_state(state)
+                progress.say(f"continues at step {trainer.step} of {trainer.total_steps}", step=trainer.step)
+            else:
+                trainer.start(weights)
+            trainer.join(ranks)
+            with progress.bar(trainer.total_steps, trainer.step) as bar:
+                while trainer.step < trainer.total_steps:
+                    try:
+                        ranks.go()
+                        bar.advance(**trainer.advance())
+                        if trainer.step < trainer.total_steps:
+                            job.after_step(trainer.step, trainer.state, f"step {trainer.step} of {trainer.total_steps}")
+                    except CollapseError:
+                        job.claim.confirm()
+                        store.write(f"{folder}/curves.jsonl", trainer.curves_bytes())
+                        raise
+            return job.publish(*result(run, method, seed, data, science, trainer))
+
+
+def follow(ranks: Ranks, address: str, run_id: str, config: Config, method: Method, seed: int) -> None:
+    """Be one of the other ranks of a pretraining: do each step that rank 0 does.
+
+    Args:
+        ranks: this process among them.
+        address: of the store.
+        run_id: the run's name.
+        config: its configuration.
+        method: as rank 0's.
+        seed: likewise.
+    """
+    device = choose_device(config.runtime.device)
+    prepare(device, config.runtime.threads, ranks.world)
+    run = Run(open_store(address), run_id, config)
+    trainer = Trainer(config, method, seed, load_pretraining(run), None, device)
+    if trainer.join(ranks):
+        while ranks.go():
+            trainer.advance()
 
 
 def result(
@@ -114,7 +145,8 @@ def result(
         "identity": identity(science),
         "science": science,
         "config": config.model_dump(mode="json"),
-        "environment": environment(trainer.device),
+        "environment": environment(trainer.device)
+        | {"precision": trainer.precision, "compiled": trainer.compile, "processes": trainer.ranks.world},
         "data": {data.name: {"sha256": data.sha256, "images": len(data)}},
         "metrics": trainer.metrics,
         "timings": {
@@ -201,6 +233,10 @@ class Trainer:
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
         )
+        self.precision = precision_on(device, settings.precision)
+        self.ranks = Ranks()
+        self.compile = compiles_on(device, config.runtime.compile)
+        self._together: nn.Module = self.model
         self.step = 0
         self.seconds = 0.0
         self.last_loss = torch.zeros(())
@@ -211,6 +247,26 @@ class Trainer:
         """Begin at step 0, the target network equal to the online one."""
         weights.load_into(self.model.encoder)
         self.model.target.load_state_dict(self.model.online.state_dict())
+
+    def join(self, ranks: Ranks) -> bool:
+        """Train as one of ``ranks``, all of which go on from where rank 0 is.
+
+        Returns:
+            False if there is nothing to do.
+
+        Raises:
+            UsageError: the batch cannot be shared equally.
+        """
+        ranks.rows(self.settings.batch_size)
+        ranks.summon()
+        if (state := ranks.tell(self.state() if ranks.lead else None)) is None:
+            return False
+        if not ranks.lead:
+            self.load_state(state)
+        self.ranks, self._together = ranks, ranks.together(self.model)
+        if self.compile:
+            self._together.compile()
+        return True
 
     def state(self) -> dict[str, Any]:
         """Return everything needed to go on with equal tensors; all draws are functions of the step.
@@ -257,29 +313,46 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
-        for micro in range(self.step * s.accumulate, (self.step + 1) * s.accumulate):
-            loss, projection = self.loss(micro)
-            (loss / s.accumulate).backward()
+        micros = range(self.step * s.accumulate, (self.step + 1) * s.accumulate)
+        for micro in micros:
+            with self.ranks.alone(self._together) if micro != micros[-1] else contextlib.nullcontext():
+                loss, projection = self.forward(*self.views(self.images_of(micro), micro))
+                self.backward(loss / s.accumulate)
         self.optimizer.step()
         self.model.update_target(momentum)
         self.step += 1
         self.last_loss = loss.detach()
         epoch_ends = self._epoch_ends()
         if self.step % self.log_every == 0 or epoch_ends:
-            self._measure(float(loss.detach()), target_std(projection), rate, momentum)
+            loss, projection = self.ranks.mean(loss.detach()), self.ranks.gather(projection)
+            if self.ranks.lead:
+                self._measure(float(loss), target_std(projection), rate, momentum)
         if self.monitor and epoch_ends:
             self._log(self.monitor.measure(self.model.encoder))
         self.seconds += time.perf_counter() - begin
         return {name: value for name, value in self.metrics.items() if value is not None}
 
-    def loss(self, micro: int) -> tuple[Tensor, Tensor]:
-        """Loss and target projection, (B, D), of micro-batch number ``micro``."""
+    def images_of(self, micro: int) -> Tensor:
+        """Return this rank's images of micro-batch number ``micro``, float32 (B, C, H, W) in [0, 1]."""
         s = self.settings
-        at = batch_at(micro, count=self.count, batch_size=s.batch_size, seed=self.seed).to(self.device)
-        view1, view2 = two_views(self.augmentation, to_float(self.images[at]), generator("views", self.seed, micro))
-        with torch.autocast(self.device, torch.bfloat16, enabled=s.precision == "bfloat16"):
-            loss, projection = self.model(view1, view2)
+        at = batch_at(micro, count=self.count, batch_size=s.batch_size, seed=self.seed)[self.ranks.rows(s.batch_size)]
+        return to_float(self.images[at.to(self.device)])
+
+    def views(self, images: Tensor, micro: int) -> tuple[Tensor, Tensor]:
+        """Return two views of each of this rank's images of micro-batch number ``micro``."""
+        batch = self.settings.batch_size
+        first = self.ranks.rows(batch).start
+        return two_views(self.augmentation, images, generator("views", self.seed, micro), batch=batch, first=first)
+
+    def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor]:
+        """Return loss and target projection, (B, D), of two views."""
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            loss, projection = self._together(view1, view2)
         return loss, projection
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of ``loss``."""
+        loss.backward()
 
     def curves_bytes(self) -> bytes:
         """Return the curves as JSON lines."""

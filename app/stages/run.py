@@ -49,9 +49,11 @@ def run_study(
     waiting = {job["key"]: job for kind in ("pretrain", "downstream") for job in jobs[kind]}
     total, done = len(waiting), 0
     progress.say(f"{run.run_id}: {len(jobs['pretrain'])} pretrainings, {len(jobs['downstream'])} downstream jobs")
-    if workers > 1 and run.config.runtime.threads is None:
-        threads = max(1, (os.cpu_count() or 1) // workers)
-        runtime = run.config.runtime.model_copy(update={"threads": threads})
+    if workers > 1:
+        own = run.config.runtime
+        threads = own.threads or max(1, (os.cpu_count() or 1) // workers)
+        # Several jobs that each took all GPUs would only wait for one another.
+        runtime = own.model_copy(update={"threads": threads, "processes": own.processes or 1})
         run = Run(run.store, run.run_id, run.config.model_copy(update={"runtime": runtime}))
     errors: dict[str, AppError] = {}
     for key, error in (

@@ -1,0 +1,289 @@
+"""The processes ("ranks") that pretrain one network together, one on each GPU, and what they tell each other.
+
+Rank 0 leads: it holds the job, saves, measures and stops. The others do each step that it does, on their rows of
+the same batch. They are started by ``torchrun``, or by rank 0 itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from multiprocessing.context import SpawnProcess
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from app.errors import AppError, UsageError
+
+
+class Ranks:
+    """This process among those that train together.
+
+    Attributes:
+        rank: its number, from 0.
+        world: how many there are.
+        summon: starts the others, by rank 0, if they are still to be started.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1) -> None:
+        self.rank, self.world = rank, world
+        self.summon: Callable[[], None] = lambda: None
+        self._stepping = False
+
+    @property
+    def lead(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def rows(self, count: int) -> slice:
+        """Return which rows of a batch of ``count`` are this rank's: equal shares, in order.
+
+        Raises:
+            UsageError: the batch cannot be shared equally.
+        """
+        if count % self.world:
+            raise UsageError(
+                f"pretrain.batch_size={count}: cannot be shared by {self.world} processes; "
+                f"use --set pretrain.batch_size={max(1, count // self.world) * self.world}, or runtime.processes"
+            )
+        share = count // self.world
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def together(self, model: nn.Module) -> nn.Module:
+        """Return ``model`` so that all ranks train it as one process would with the whole batch.
+
+        BatchNorm takes its statistics over the whole batch and gradients are averaged. ``model`` and its parameters
+        stay the same objects, and rank 0's values are everybody's.
+        """
+        if self.world == 1:
+            return model
+        _share_statistics(model)
+        # torch's remark on 1x1 kernels, whose strides it compares where they have no meaning
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        devices = [torch.cuda.current_device()] if next(model.parameters()).is_cuda else None
+        return DistributedDataParallel(
+            model, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
+
+    def alone(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Leave gradients of ``model`` (of ``together``) unshared meanwhile: more will be added to them."""
+        return cast(Any, model).no_sync() if self.world > 1 else contextlib.nullcontext()
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the rows of all ranks, in order."""
+        if self.world == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.world)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean of a scalar over the ranks."""
+        return self.gather(value.reshape(1)).mean()
+
+    def tell(self, value: Any = None) -> Any:
+        """Return what rank 0 passes as ``value``, on every rank."""
+        told = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(told, device=torch.device("cpu"))
+        return told[0]
+
+    def go(self, on: bool = True) -> bool:
+        """Return, on every rank, whether rank 0 goes on with another step."""
+        if self.world == 1:
+            return on
+        self._stepping = True
+        flag = torch.tensor([int(on)])  # on the CPU: no GPU has to be waited for
+        dist.broadcast(flag, 0)
+        return bool(flag)
+
+    def end(self) -> None:
+        """Send the others home, by rank 0, wherever they wait for its word."""
+        if self.world > 1 and dist.is_initialized():
+            if self._stepping:
+                self.go(False)
+            else:
+                self.tell(None)
+
+
+def started_by_torchrun() -> bool:
+    """Say whether ``torchrun`` started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def torchrun_rank() -> int:
+    """Return the number that torchrun gave this process; 0 without it."""
+    return int(os.environ["RANK"]) if started_by_torchrun() else 0
+
+
+def process_count(wanted: int | None, device: str) -> int:
+    """Return how many processes are to train together: torchrun's, else ``wanted``, else one on each GPU.
+
+    Raises:
+        UsageError: there are fewer GPUs.
+    """
+    if started_by_torchrun():
+        return int(os.environ["WORLD_SIZE"])
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    if wanted is None:
+        return max(1, gpus)
+    if device == "cuda" and wanted > gpus:
+        raise UsageError(f"runtime.processes={wanted}: there are {gpus} GPUs; use one process a GPU at most")
+    return wanted
+
+
+@contextlib.contextmanager
+def joined(rank: int, world: int, device: str, address: str | None = None) -> Iterator[Ranks]:
+    """Be one of several ranks meanwhile.
+
+    Args:
+        rank: its number.
+        world: how many there are.
+        device: ``cpu`` or ``cuda``: the GPU is that of the rank's number on its machine.
+        address: ``tcp://host:port`` to meet at; None: as torchrun says.
+    """
+    if rank > 0:  # signals are for rank 0, which tells the others; a terminal and torchrun send them to all
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=address or "env://", rank=rank, world_size=world)
+    try:
+        yield Ranks(rank, world)
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def leading(world: int, device: str, follow: Callable[..., None], *args: Any) -> Iterator[Ranks]:
+    """Lead ``world`` ranks meanwhile, this process the first of them.
+
+    Under torchrun the others are there. Else ``Ranks.summon`` starts them, once there is something to do.
+
+    Args:
+        world: how many.
+        device: ``cpu`` or ``cuda``.
+        follow: what the others run, in processes of their own: ``follow(ranks, *args)``.
+        *args: picklable.
+
+    Raises:
+        AppError: one of the others ended before its time; what it says stands in its own lines.
+    """
+    ranks = Ranks(0, world)
+    followers: list[SpawnProcess] = []
+    try:
+        with contextlib.ExitStack() as group:
+
+            def summon() -> None:
+                address = f"tcp://127.0.0.1:{_free_port()}"
+                for rank in range(1, world):
+                    target = (rank, world, device, address, follow, args)
+                    followers.append(get_context("spawn").Process(target=_follower, args=target, daemon=True))
+                    followers[-1].start()
+                group.enter_context(joined(0, world, device, address))
+
+            if world > 1 and started_by_torchrun():
+                group.enter_context(joined(0, world, device))
+            elif world > 1:
+                ranks.summon = summon
+            try:
+                yield ranks
+            except RuntimeError:
+                raise  # torch's word for a rank that is gone: nobody is left to be told anything
+            except BaseException:
+                ranks.end()
+                raise
+            ranks.end()
+    except RuntimeError as error:
+        for process in followers:
+            process.join(5)
+        if not (codes := [process.exitcode for process in followers if process.exitcode]):
+            raise
+        raise AppError(f"pretrain: one of {world} processes has ended ({codes[0]}); its own lines say why") from error
+    finally:
+        for process in followers:
+            process.join(30)
+            process.kill()
+
+
+def _follower(
+    rank: int, world: int, device: str, address: str, follow: Callable[..., None], args: tuple[Any, ...]
+) -> None:
+    try:
+        with joined(rank, world, device, address) as ranks:
+            follow(ranks, *args)
+    except AppError as error:
+        print(f"error: rank {rank}: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port: int = server.getsockname()[1]
+        return port
+
+
+class SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over all ranks; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Add up ``x``."""
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Add up its gradient."""
+        return SumOverRanks.forward(ctx, gradients[0])
+
+
+class GlobalBatchNorm(nn.BatchNorm1d):
+    """BatchNorm with the statistics of the whole batch, as ``nn.SyncBatchNorm``, which refuses CPU tensors."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Take any number of dimensions: this stands for BatchNorm1d and 2d alike."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` (B, C, …) by mean and variance over all ranks' rows, equally many on each."""
+        if not self.training:
+            return super().forward(x)
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        world = dist.get_world_size()
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = SumOverRanks.apply(values.mean(axes)) / world
+        centred = values - mean.view(shape)
+        variance: Tensor = SumOverRanks.apply(centred.square().mean(axes)) / world
+        if self.running_mean is not None and self.running_var is not None and self.momentum is not None:
+            count = world * x.numel() // x.shape[1]
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        scaled = centred * torch.rsqrt(variance + self.eps).view(shape)
+        return torch.addcmul(self.bias.view(shape), scaled, self.weight.view(shape)).to(x.dtype)
+
+
+def _share_statistics(model: nn.Module) -> None:
+    """Make every BatchNorm of ``model`` one over all ranks, with the same parameters, buffers and mode."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            if module.weight.is_cuda:
+                module.__class__ = nn.SyncBatchNorm  # type: ignore[assignment]
+                vars(module)["process_group"] = None  # all ranks
+            else:
+                module.__class__ = GlobalBatchNorm
