@@ -31,8 +31,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Get data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-bench_app = typer.Typer(help="Measure.", no_args_is_help=True)
-app.add_typer(bench_app, name="bench")
+bench_app = typer.Typer(invoke_without_command=True)
+app.add_typer(bench_app, name="bench", epilog="Example: python -m app bench --peers --json bench.json")
 
 StoreOption = Annotated[str, typer.Option("--store", help="Where data and runs are: a folder, or s3://bucket/prefix.")]
 RunId = Annotated[str, typer.Option("--run-id", help="Name of the run, as `plan` printed it.")]
@@ -56,6 +56,9 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threa
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start afresh and replace what is there.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Names every random draw.")]
 MethodName = Annotated[str, typer.Option("--method", help="byol or byol_plus.")]
+Channels = Annotated[int, typer.Option("--channels", min=1, max=3, help="Of the images: 1 or 3.")]
+Rounds = Annotated[int, typer.Option("--rounds", min=1, help="Figures are medians over them.")]
+Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of a turn.")]
 Size = Annotated[int, typer.Option("--size", help="28, 64, 128 or 224 pixels.")]
 
 
@@ -353,6 +356,74 @@ def phantoms(
         print(path)
 
 
+@bench_app.callback()
+def bench(
+    context: typer.Context,
+    peers: Annotated[bool, typer.Option("--peers", help="Measure lightly and byol-pytorch too, in turns.")] = False,
+    images: Annotated[int, typer.Option("--images", min=2, help="Resident images, of noise.")] = 112_120,
+    channels: Channels = 1,
+    rounds: Rounds = 5,
+    steps: Steps = 8,
+    out: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Measure pretraining: images a second, where a step's time goes, memory, the share of what the machine can do."""
+    if context.invoked_subcommand is not None:
+        return
+    from app.stages.bench.step import bench_step, table, write_json
+
+    config = _config(preset, overrides, None, None, None, device, threads)
+    figures = bench_step(config, images=images, channels=channels, rounds=rounds, steps=steps, peers=peers)
+    for line in table(figures):
+        print(line)
+    if out is not None:
+        write_json(figures, out)
+
+
+@bench_app.command(name="probe", epilog=example("bench probe --data-root ~/.medmnist"))
+def bench_probe(
+    dataset: Annotated[str, typer.Option("--dataset", help="A labelled data set.")] = "pneumoniamnist",
+    rounds: Rounds = 5,
+    naive_epochs: Annotated[int, typer.Option("--epochs", min=1, help="With the encoder in each; scaled.")] = 2,
+    store: StoreOption = "runs",
+    preset: Preset = None,
+    overrides: Overrides = None,
+    sources: Sources = None,
+    data_root: DataRoot = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Compare a linear probe on cached features with one that runs the encoder in every epoch."""
+    from app.stages.bench.pairs import bench_probe as measure
+
+    config = _config(preset, overrides, sources, data_root, None, device, threads)
+    for line in measure(_store(store), config, dataset=dataset, rounds=rounds, naive_epochs=naive_epochs):
+        print(line)
+
+
+@bench_app.command(name="images", epilog=example("bench images --few 10000 --many 100000"))
+def bench_images(
+    few: Annotated[int, typer.Option("--few", min=2)] = 10_000,
+    many: Annotated[int, typer.Option("--many", min=2)] = 100_000,
+    channels: Channels = 1,
+    rounds: Rounds = 5,
+    steps: Steps = 8,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Compare a step of pretraining among many resident images with one among few."""
+    from app.stages.bench.pairs import bench_images as measure
+
+    config = _config(preset, overrides, None, None, None, device, threads)
+    for line in measure(config, few=few, many=many, channels=channels, rounds=rounds, steps=steps):
+        print(line)
+
+
 @bench_app.command(epilog=example("bench checkpoint --preset demo --store s3://bucket/prefix --every 60"))
 def checkpoint(
     store: StoreOption = "runs",
@@ -367,7 +438,7 @@ def checkpoint(
     threads: Threads = None,
 ) -> None:
     """Compare training with a checkpoint every so often with training without, in turns."""
-    from app.stages.bench import bench_checkpoint
+    from app.stages.bench.checkpoint import bench_checkpoint
 
     config = _config(preset, overrides, sources, data_root, None, device, threads)
     for line in bench_checkpoint(_store(store), config, every=every, rounds=rounds, server=server):

@@ -11,7 +11,7 @@ import pytest
 from app.config import load_config
 from app.data import write_phantoms
 from app.errors import UsageError
-from app.stages.bench import Turn, _ratio, _summary, bench_checkpoint
+from app.stages.bench.checkpoint import Turn, _ratio, _summary, bench_checkpoint
 from app.storage import FolderStore
 from tests import small
 
