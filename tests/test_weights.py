@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -64,6 +65,19 @@ def test_a_damaged_download_is_refused(tmp_path, published):
     published.write_bytes(published.read_bytes()[:-1] + b"x")
     with pytest.raises(InputError, match="damaged download"):
         initial_weights(run(tmp_path), "imagenet").load_into(Encoder())
+
+
+def test_what_lies_in_torchs_cache_is_verified_and_cannot_run_code(tmp_path, published):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    cached = tmp_path / "hub/checkpoints" / published.name
+    cached.parent.mkdir(parents=True)
+    torch.save({"conv1.weight": Evil()}, cached)
+    with pytest.raises(InputError, match=r"\.pth: damaged, its SHA-256 does not begin with"):
+        initial_weights(run(tmp_path), "imagenet").load_into(Encoder())
+    assert not (tmp_path / "ran").exists()
 
 
 def test_an_unreachable_server_names_the_way_out(tmp_path, published):
