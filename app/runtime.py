@@ -135,6 +135,8 @@ class StopRequest:
         on_signal: called with ``grace`` when the signal comes.
     """
 
+    signals: tuple[signal.Signals, ...] = SIGNALS  # fewer in the workers of a runner, which passes signals on
+
     def __init__(self, grace: float | None = None, on_signal: Callable[[float], None] | None = None) -> None:
         self.signal: str | None = None
         self.at = 0.0
@@ -168,7 +170,7 @@ class StopRequest:
                 os._exit(StorageError.exit_code)
 
     def __enter__(self) -> StopRequest:
-        for number in SIGNALS:
+        for number in self.signals:
             self._previous[number] = signal.signal(number, self._receive)
         if self.grace is not None:
             threading.Thread(target=self._watch, name="grace", daemon=True).start()
