@@ -98,6 +98,11 @@ WRONG = {
     "unknown data set": (["data", "fetch", "--dataset", "lungmnist"], 2, "lungmnist"),
     "fetch size": (["data", "fetch", "--dataset", "breastmnist", "--size", "30"], 2, "--size 30"),
     "missing source": (["pretrain", "--run-id", "r", "--method", "byol", "--data", "c=none.npz"], 66, "none.npz"),
+    "source with credentials": (
+        ["pretrain", "--run-id", "r", "--method", "byol", "--data", "c=https://me:hidden@host/x.npz?sig=hidden"],
+        2,
+        "--data …=https://…: give a path or a file:// URI",
+    ),
     "unknown protocol": (
         ["downstream", "--run-id", "r", "--dataset", "d", "--init", "random", "--protocol", "probe"],
         2,
@@ -116,6 +121,7 @@ def test_wrong_input_is_one_line(call, tmp_path, monkeypatch, name):
     assert (code, len(errors(err))) == (expected, 1), err
     assert message in err
     assert "Traceback" not in err + out
+    assert "hidden" not in err + out
     assert not any(tmp_path.rglob("*")), "a failed command left something behind"
 
 
