@@ -77,8 +77,8 @@ def initial_weights(run: Run, init: str) -> Weights:
 
     Args:
         run: the run.
-        init: ``random``, ``imagenet``, a pretraining of this run such as ``byol-s0``, or the path, ``file://``
-            URI or store key of a state dict.
+        init: ``random``, ``imagenet``, a pretraining of this run such as ``byol-s0``, or the path, URI (``file://``
+            or ``s3://``, the latter with options as in ``--store``) or store key of a state dict.
 
     Raises:
         InputError: the weights are missing, damaged or of another architecture.
@@ -167,8 +167,12 @@ def _pretrained(run: Run, init: str, method: str, seed: str) -> Weights:
 def _read(store: Store, uri: str) -> tuple[State, dict[str, str], str]:
     """Read a state dict, its metadata (empty for ``torch.save`` files), and the SHA-256 of the bytes."""
     if "://" in uri and not uri.startswith("file://"):
-        folder, _, name = uri.rpartition("/")
-        data = open_store(folder).read(name)
+        place, question, options = uri.partition("?")
+        if place.startswith(f"{store.uri}/") and not options:
+            data = store.read(place.removeprefix(f"{store.uri}/"))
+        else:
+            folder, _, name = place.rpartition("/")
+            data = open_store(folder + question + options).read(name)
         state, metadata = parse_weights(data, source=uri)
         return state, metadata, sha256(data)
     path = Path(uri.removeprefix("file://")).expanduser()
