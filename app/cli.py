@@ -302,7 +302,7 @@ def views(
 
 @app.command(epilog=example("ls --store runs"))
 def ls(store: StoreOption = "runs", run_id: OptionalRunId = None) -> None:
-    """List the data and runs of a store, or the jobs of one run: done, begun or missing."""
+    """List the data and runs of a store, or the jobs of one run: done, running, begun or missing."""
     from app.stages.listing import list_store
 
     for line in list_store(_store(store), run_id):
