@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -203,6 +204,15 @@ def _start_worker() -> None:
     StopRequest.signals = (signal.SIGTERM,)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _Worker.receive)
+    threading.Thread(target=_end_with_the_runner, daemon=True).start()
+
+
+def _end_with_the_runner() -> None:
+    """End this worker when its runner was killed: it would hold its job's claim, and then wait for ever for another."""
+    runner = multiprocessing.parent_process()
+    assert runner is not None, "a worker has a runner"
+    runner.join()
+    os._exit(Interrupted.exit_code)
 
 
 def _run_remote(address: str, run_id: str, config: dict[str, Any], args: list[str], overwrite: bool) -> None:

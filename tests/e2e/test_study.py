@@ -136,6 +136,23 @@ def test_a_study_is_stopped_while_its_workers_load(study, tmp_path):
         time.sleep(0.1)
 
 
+def test_workers_do_not_outlive_a_runner_that_is_killed(study, tmp_path):
+    _, options, _ = study
+    command = [sys.executable, "-m", "app", "run", "--store", str(tmp_path), *map(str, options), "--workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    line = ""
+    while '"stage": "pretrain"' not in line:
+        line = process.stderr.readline()
+        assert line, "it ended"
+    process.kill()
+    process.communicate(timeout=60)  # the workers, too, close their end
+    assert process.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while is_group(process.pid):
+        assert time.monotonic() < deadline, "a worker is still there"
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize(
     ("workers", "number"), [("1", signal.SIGTERM), ("2", signal.SIGTERM), ("2", signal.SIGINT)]
 )  # fmt: skip
