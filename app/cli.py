@@ -7,12 +7,12 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn, cast, get_args
 
 import typer
 
 from app.errors import AppError, InputError, Interrupted, UsageError
+from app.runtime import SIGNALS, Stopped, stop_now
 
 if TYPE_CHECKING:
     from app.config import Config, Method, ProtocolName
@@ -305,7 +305,7 @@ def views(
 
 @app.command(epilog=example("ls --store runs"))
 def ls(store: StoreOption = "runs", run_id: OptionalRunId = None) -> None:
-    """List the data and runs of a store, or the jobs of one run: done, begun or missing."""
+    """List the data and runs of a store, or the jobs of one run: done, running, begun or missing."""
     from app.stages.listing import list_store
 
     for line in list_store(_store(store), run_id):
@@ -533,15 +533,10 @@ def _show(store: Store, run_id: str, summary: ReportSummary) -> None:
     print(f"report: {store.uri}/runs/{run_id}/report/index.html")
 
 
-def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    """End a stage that is not in its training loop, where ``StopRequest`` takes over: loading, planning, reporting."""
-    raise Interrupted(f"{signal.Signals(number).name}: stopped; run the same command again")
-
-
 def main() -> NoReturn:
     """Run the command line and exit with the documented code; an expected error is one line on standard error."""
     code = 0
-    signal.signal(signal.SIGTERM, _stop)
+    previous = {number: signal.signal(number, stop_now) for number in SIGNALS}  # a training loop has its own
     try:
         code = app(standalone_mode=False) or 0
     except AppError as error:
@@ -553,10 +548,14 @@ def main() -> NoReturn:
     except MemoryError:
         print("error: out of memory; lower pretrain.batch_size, or give the job more", file=sys.stderr)
         code = AppError.exit_code
-    except KeyboardInterrupt:
-        code = 130
+    except Stopped as stop:
+        print(f"error: {stop}: stopped; run the same command again", file=sys.stderr)
+        code = Interrupted.exit_code
     except Exception:
         traceback.print_exc()
         print("error: this is a bug; please report it with the lines above", file=sys.stderr)
         code = AppError.exit_code
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     sys.exit(code)

@@ -302,12 +302,8 @@ def _loop(
         logits = predict_val()
         train_loss, losses = float(torch.stack(losses).sum() / len(labels)), []
         val_loss = float(task_loss(logits, val.labels, task))
-        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
-            raise CollapseError(
-                f"downstream: the loss is {train_loss} in training and {val_loss} in validation at epoch {epoch}; "
-                "lower the protocol's learning_rate"
-            )
-        auroc = metrics.auroc(val_labels, probabilities(logits, task), task)
+        finite = math.isfinite(train_loss) and math.isfinite(val_loss)
+        auroc = metrics.auroc(val_labels, probabilities(logits, task), task) if finite else math.nan
         outcome.curves.append(
             {
                 "epoch": epoch,
@@ -316,6 +312,12 @@ def _loop(
                 "val_auroc": None if math.isnan(auroc) else auroc,
             }
         )
+        if not finite:
+            raise CollapseError(
+                f"downstream: the loss is {train_loss} in training and {val_loss} in validation at epoch {epoch}; "
+                "lower the protocol's learning_rate",
+                outcome.curves,
+            )
         score = (-math.inf if math.isnan(auroc) else auroc, -val_loss)
         if score > best or not best_state:
             best, outcome.best_epoch = score, epoch

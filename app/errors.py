@@ -1,5 +1,8 @@
 """Errors that end a job: one line for the user, one documented exit code for the scheduler."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 
 class AppError(Exception):
     """An error whose message is a single line: what is wrong, where, and what to do.
@@ -35,6 +38,15 @@ class Interrupted(AppError):
 
 
 class CollapseError(AppError):
-    """The loss became NaN, or the representation collapsed to a constant."""
+    """The loss became NaN, or the representation collapsed to a constant.
+
+    Args:
+        message: the line to print.
+        curves: the training curves up to there, if the raiser keeps them.
+    """
 
     exit_code = 76
+
+    def __init__(self, message: str, curves: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(message)
+        self.curves = curves

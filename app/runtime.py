@@ -17,10 +17,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import app
 from app.errors import StorageError, UsageError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def choose_device(name: str) -> str:
@@ -142,6 +144,25 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+class Stopped(BaseException):
+    """A signal came where no loop listens for it: while loading, planning, reporting.
+
+    No Exception, because libraries catch those: to botocore any in the midst of a request is a connection that
+    failed, and would be tried again.
+    """
+
+
+def stop_now(number: int, _frame: FrameType | None) -> NoReturn:
+    """Handle a signal where nothing is to be saved: unwind, and at a second signal exit at once.
+
+    Raises:
+        Stopped: always, with the signal's name.
+    """
+    for each in SIGNALS:
+        signal.signal(each, lambda second, _: os._exit(128 + second))
+    raise Stopped(signal.Signals(number).name)
+
+
 class StopRequest:
     """SIGTERM or SIGINT asks the loop to stop at the next step; a second one ends the process at once.
 
@@ -150,6 +171,8 @@ class StopRequest:
             storage error: what is still to be saved then cannot be. None waits for ever.
         on_signal: called with ``grace`` when the signal comes.
     """
+
+    signals: tuple[signal.Signals, ...] = SIGNALS  # fewer in the workers of a runner, which passes signals on
 
     def __init__(self, grace: float | None = None, on_signal: Callable[[float], None] | None = None) -> None:
         self.signal: str | None = None
@@ -184,7 +207,7 @@ class StopRequest:
                 os._exit(StorageError.exit_code)
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in self.signals:
             self._previous[number] = signal.signal(number, self._receive)
         if self.grace is not None:
             threading.Thread(target=self._watch, name="grace", daemon=True).start()

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +98,11 @@ WRONG = {
     "unknown data set": (["data", "fetch", "--dataset", "lungmnist"], 2, "lungmnist"),
     "fetch size": (["data", "fetch", "--dataset", "breastmnist", "--size", "30"], 2, "--size 30"),
     "missing source": (["pretrain", "--run-id", "r", "--method", "byol", "--data", "c=none.npz"], 66, "none.npz"),
+    "source with credentials": (
+        ["pretrain", "--run-id", "r", "--method", "byol", "--data", "c=https://me:hidden@host/x.npz?sig=hidden"],
+        2,
+        "--data …=https://…: give a path or a file:// URI",
+    ),
     "unknown protocol": (
         ["downstream", "--run-id", "r", "--dataset", "d", "--init", "random", "--protocol", "probe"],
         2,
@@ -111,6 +121,7 @@ def test_wrong_input_is_one_line(call, tmp_path, monkeypatch, name):
     assert (code, len(errors(err))) == (expected, 1), err
     assert message in err
     assert "Traceback" not in err + out
+    assert "hidden" not in err + out
     assert not any(tmp_path.rglob("*")), "a failed command left something behind"
 
 
@@ -119,6 +130,37 @@ def test_a_bug_exits_with_70(call, monkeypatch):
     code, _, err = call("ls")
     assert code == 70
     assert "this is a bug" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_where_nothing_is_to_be_saved_ends_with_75(call, monkeypatch, number):
+    """While a stage loads, plans or reports: here it waits for a server that never answers."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    before = signal.getsignal(number)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
+        begin = time.monotonic()
+        code, out, err = call("ls", "--store", f"s3://byol/x?endpoint=http://127.0.0.1:{silent.getsockname()[1]}")
+    assert (code, out, errors(err)) == (75, "", [f"error: {number.name}: stopped; run the same command again"])
+    assert 0.9 < time.monotonic() - begin < 5, "the request is not tried again"
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_ends_what_does_not_unwind():
+    code = (
+        "import os, signal, time\n"
+        "from app.runtime import stop_now\n"
+        "signal.signal(signal.SIGTERM, stop_now)\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "finally:\n"
+        "    print('unwinding', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('not here', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGINT, "unwinding\n")
 
 
 def test_cuda_without_gpu_fails(call, tmp_path, phantoms):

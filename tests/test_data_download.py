@@ -293,6 +293,12 @@ class TestFolderMirror:
     def test_unusable_address(self, tmp_path, mirror):
         assert "give an http(s) URL or a folder" in rejected(tmp_path, UsageError, mirror=mirror)
 
+    @pytest.mark.parametrize("mirror", ["https://me:hidden@host/x", "https://host/x?sig=hidden"])
+    def test_credentials_are_refused_and_not_repeated(self, tmp_path, mirror):
+        message = rejected(tmp_path, UsageError, mirror=mirror)
+        assert "credentials do not belong into the address" in message
+        assert "hidden" not in message
+
 
 def test_file_names_are_medmnists():
     for name, one in catalog().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from app.config import load_config
 from app.data import write_phantoms
-from app.errors import Interrupted
+from app.errors import CollapseError, Interrupted
 from app.stages import downstream
 from app.stages.experiment import Run
 from app.stages.job import Job
@@ -81,3 +82,34 @@ def test_stopped_and_continued_equals_uninterrupted(make_run, monkeypatch, proto
     assert tensors.keys() == expected[0].keys()
     assert all(torch.equal(tensors[name], expected[0][name]) for name in tensors)
     assert not pieces.store.exists(f"runs/r/downstream/{record['key']}/latest.json")
+
+
+@pytest.mark.parametrize("protocol", ["finetune", "few_shot"])
+def test_nan_ends_with_76_and_keeps_the_curves(make_run, monkeypatch, protocol):
+    """In the second epoch, and of the few-shot draws in the second: what came before is told too."""
+    run = make_run("a")
+    original, fits = downstream.fit, []
+
+    def fit(classifier: Any, *args: Any, **options: Any) -> Any:
+        fits.append(classifier)
+        check = options["check"]
+
+        def spoil() -> None:
+            check()
+            if len(fits) == (1 if protocol == "finetune" else 2):
+                classifier.head.weight.data[0, 0] = float("nan")
+
+        return original(classifier, *args, **(options | {"check": spoil}))
+
+    monkeypatch.setattr(downstream, "fit", fit)
+    with pytest.raises(CollapseError, match="the loss is nan in training") as caught:
+        train(run, protocol)
+    assert caught.value.exit_code == 76
+    folder = f"runs/r/downstream/breastmnist/random/{protocol}/s0"
+    lines = [json.loads(line) for line in run.store.read(f"{folder}/curves.jsonl").splitlines()]
+    assert lines[-1]["train_loss"] is None
+    assert lines[-1]["epoch"] == 2
+    assert lines[-1]["draw"] == len(fits) - 1
+    assert lines[0]["draw"] == 0
+    assert all(line["train_loss"] > 0 for line in lines[:-1])
+    assert not run.store.exists(f"{folder}/record.json")

@@ -472,6 +472,31 @@ def test_a_damaged_record_is_named_and_the_rest_is_shown() -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_objects_that_a_store_finds_rotten_are_named_and_the_rest_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small().write()
+    read_object = run.store.read
+    job = "downstream/pneumoniamnist/byol-s0"
+    rotten = {
+        f"{ROOT}/{job}/finetune/s0/record.json", f"{ROOT}/{job}/linear_probe/s0/predictions.csv",
+        f"{ROOT}/pretrain/byol-s0/curves.jsonl", f"{ROOT}/samples/pneumoniamnist.png",
+    }  # fmt: skip
+
+    def read_or_find_out(key: str) -> bytes:
+        if key in rotten:
+            raise InputError(f"s3://bucket/{key}: damaged, its SHA-256 is not the one it was written with")
+        return read_object(key)
+
+    monkeypatch.setattr(run.store, "read", read_or_find_out)
+    summary = write_report(run.store, RUN)
+    assert [line.split(": ")[0] for line in summary.missing] == [
+        "downstream pneumoniamnist/byol-s0/finetune/s0",
+        "downstream pneumoniamnist/byol-s0/linear_probe/s0",
+        "pretrain byol-s0",
+    ]
+    assert all("damaged" in line for line in summary.missing)
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_predictions_that_are_missing_or_damaged_cost_only_what_needs_them() -> None:
     run = small().write()
     folder = "downstream/pneumoniamnist/byol-s0"

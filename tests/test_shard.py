@@ -19,7 +19,7 @@ from app import cli
 from app.config import load_config
 from app.data import write_phantoms
 from app.errors import CollapseError, InputError, Interrupted, StorageError, UsageError
-from app.stages import shard
+from app.stages import downstream, shard
 from app.stages.experiment import Run
 from app.stages.fetch import fetch_study
 from app.stages.plan import list_jobs, plan
@@ -257,6 +257,21 @@ def test_a_signal_or_lost_storage_stops_a_shard(store, monkeypatch, stop):
     with pytest.raises(stop, match="now"):
         run_shard(run, read_fan_out(store, "fan", 4).shard(BASELINES, "trained", 0), name="x")
     assert seen == ["0", "1"]
+
+
+def test_a_signal_while_a_job_publishes_ends_the_shard_after_it(store, monkeypatch):
+    """The job is done and says so; but the grace period is for stopping, not for beginning another."""
+    run = planned(store, datasets=1, protocols=["finetune"], methods=[], seeds=2)
+    seen = []
+
+    def publishing(_run, **options):
+        seen.append(options["seed"])
+        _run.store.patience.hurry(5)
+
+    monkeypatch.setattr(downstream, "run", publishing)
+    with pytest.raises(Interrupted, match="stopped by a signal, between two jobs"):
+        run_shard(run, read_fan_out(store, "fan", 2).shard(BASELINES, "trained", 0), name="x")
+    assert seen == [0]
 
 
 def test_status_is_published_before_and_after_the_plan(store):

@@ -139,6 +139,30 @@ def test_no_permission_is_a_usage_error(store, monkeypatch, number, action, targ
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("action", "name"), [(lambda s: list(s.list()), "is_file"), (lambda s: s.delete("k"), "unlink"),
+                         (lambda s: s.exists("k"), "is_file")], ids=["list", "delete", "exists"]
+)  # fmt: skip
+def test_a_folder_that_is_away_for_a_while_is_tried_again(store, monkeypatch, action, name):
+    store.write("k", b"")
+    with monkeypatch.context() as patch:
+        fail_with(patch, Path, name, errno.EIO)
+        with pytest.raises(StorageError, match="Input/output error"):
+            action(store)
+    store.patience.seconds = 60
+    original, failures = getattr(Path, name), [1, 2]
+
+    def fails_twice(*args, **options):
+        if failures:
+            failures.pop()
+            raise OSError(errno.EIO, "Input/output error")
+        return original(*args, **options)
+
+    monkeypatch.setattr(Path, name, fails_twice)
+    action(store)
+    assert failures == []
+
+
 def test_a_read_only_folder(tmp_path):
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")

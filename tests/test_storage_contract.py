@@ -333,6 +333,22 @@ def test_a_wrong_uri_is_refused(uri: str, message: str) -> None:
     assert "hidden" not in str(caught.value)
 
 
+def test_an_endpoint_with_credentials_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+
+    def ask() -> None:
+        store = open_store("s3://byol/x")
+        store.patience.seconds = 0.1
+        store.read("k")
+
+    for endpoint in (f"http://me:hidden@127.0.0.1:{free_ports(1)[0]}", "http://me:hid/hidden@127.0.0.1:1"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+        with pytest.raises((StorageError, UsageError)) as caught:
+            ask()
+        assert "hidden" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("uri", "variable", "style"),
     [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import secrets
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -11,12 +13,13 @@ import pytest
 import torch
 import torchvision
 
+from app.checkpoint import dump_weights
 from app.config import load_config
 from app.errors import InputError, StorageError, UsageError
 from app.networks import Encoder
 from app.stages.experiment import Run
 from app.stages.weights import initial_weights
-from app.storage import FolderStore
+from app.storage import FolderStore, open_store
 
 
 @pytest.fixture
@@ -66,6 +69,19 @@ def test_a_damaged_download_is_refused(tmp_path, published):
         initial_weights(run(tmp_path), "imagenet").load_into(Encoder())
 
 
+def test_what_lies_in_torchs_cache_is_verified_and_cannot_run_code(tmp_path, published):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    cached = tmp_path / "hub/checkpoints" / published.name
+    cached.parent.mkdir(parents=True)
+    torch.save({"conv1.weight": Evil()}, cached)
+    with pytest.raises(InputError, match=r"\.pth: damaged, its SHA-256 does not begin with"):
+        initial_weights(run(tmp_path), "imagenet").load_into(Encoder())
+    assert not (tmp_path / "ran").exists()
+
+
 def test_an_unreachable_server_names_the_way_out(tmp_path, published):
     published.unlink()
     with pytest.raises(StorageError, match="--imagenet-weights FILE"):
@@ -75,6 +91,20 @@ def test_an_unreachable_server_names_the_way_out(tmp_path, published):
 def test_imagenet_needs_the_stock_stem(tmp_path):
     with pytest.raises(UsageError, match="stock stem"):
         initial_weights(run(tmp_path, "network.stem=middle"), "imagenet")
+
+
+@pytest.mark.s3
+def test_weights_in_a_bucket_are_read_by_their_uri(tmp_path, s3_environment, monkeypatch):
+    """The run's own store is asked with its settings, as `pretrain` prints no others; another has its own."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    options = f"?endpoint={s3_environment.url}&path_style=true"
+    store = open_store(f"s3://{s3_environment.bucket}/{secrets.token_hex(4)}{options}")
+    store.write("a/encoder.safetensors", dump_weights(Encoder().plain_state(), {}))
+    uri = f"{store.uri}/a/encoder.safetensors"
+    config = load_config("recommended")
+    ours = initial_weights(Run(store, "r", config), uri)
+    assert ours.name == initial_weights(Run(FolderStore(tmp_path), "r", config), uri + options).name
+    assert ours.name == initial_weights(Run(store, "r", config), "a/encoder.safetensors").name
 
 
 def test_a_file_is_known_by_its_content(tmp_path, published):

@@ -133,7 +133,9 @@ def _source(url: str, name: str, mirror: str | None) -> str | Path:
     try:
         parts = urllib.parse.urlsplit(mirror)
     except ValueError as error:
-        raise UsageError(f"--mirror {mirror}: {one_line(error)}; give an http(s) URL or a folder") from error
+        raise UsageError("--mirror: not an address; give an http(s) URL or a folder") from error
+    if "@" in parts.netloc or parts.query:
+        raise UsageError("--mirror …: credentials do not belong into the address; download by hand and give the folder")
     if parts.scheme in ("http", "https"):
         return f"{mirror.rstrip('/')}/{name}"
     if parts.scheme not in ("", "file"):

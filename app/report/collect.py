@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -250,6 +251,8 @@ def _read_listed(store: Store, folder: str, name: str, record: _Record) -> bytes
         data = store.read(f"{folder}/{name}")
     except MissingObject as error:
         raise _Damaged(f"{name} is missing") from error
+    except InputError as error:
+        raise _Damaged(f"{name} is damaged") from error
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise _Damaged(f"{name} is damaged (SHA-256 differs from the record)")
     return data
@@ -347,7 +350,7 @@ def _pretraining(store: Store, root: str, experiment: Experiment, missing: list[
             continue
         try:
             record = _parse(PretrainRecord, store.read(f"{folder}/record.json"))
-        except (_Damaged, MissingObject) as error:
+        except (_Damaged, InputError) as error:
             missing.append(Missing("pretrain", key, str(error)))
             continue
         curves: tuple[Mapping[str, float], ...] = ()
@@ -370,7 +373,7 @@ def _downstream(
             continue
         try:
             record = _parse(DownstreamRecord, store.read(f"{folder}/record.json"))
-        except (_Damaged, MissingObject) as error:
+        except (_Damaged, InputError) as error:
             missing.append(Missing("downstream", key, str(error)))
             continue
         result = Result(record)
@@ -411,7 +414,7 @@ def _test_labels(store: Store, root: str, experiment: Experiment, missing: list[
         except MissingObject:
             missing.append(Missing("data", key, "not there; no interval over test images, no ROC curve"))
             continue
-        except (ValueError, KeyError, TypeError) as error:
+        except (InputError, ValueError, KeyError, TypeError) as error:
             missing.append(Missing("data", key, f"damaged ({type(error).__name__})"))
             continue
         labels[name] = values[:, None] if values.ndim == 1 else values
@@ -422,6 +425,6 @@ def _samples(store: Store, root: str, experiment: Experiment) -> dict[str, bytes
     pictures = {}
     for name in experiment.data:
         key = f"{root}/samples/{name}.png"
-        if store.exists(key):
+        with suppress(InputError):  # missing or damaged: the page does without
             pictures[name] = store.read(key)
     return pictures

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from app.config import ProtocolName, identity
 from app.data import Dataset, draw_overlap, few_shot_draw
 from app.downstream import PROTOCOLS, Fit, Labelled, Recipe, fit, n_outputs, predict, probabilities
 from app.draws import generator
+from app.errors import CollapseError
 from app.networks import Classifier, Encoder
 from app.runtime import Progress, choose_device, environment, prepare
 from app.stages.experiment import Run, load_labelled, now
@@ -49,6 +51,7 @@ def run(
         InputError: a missing or damaged input, or weights of another architecture.
         UsageError: k is larger than a class.
         Interrupted: a signal came.
+        CollapseError: the loss is not finite; ``curves.jsonl`` shows the way there.
     """
     config = run.config
     data = load_labelled(run, dataset)
@@ -117,18 +120,24 @@ def work(
     with job.progress.bar(draws * recipe.epochs, epochs_done) as bar:
         for draw in range(len(outcomes), draws):
             classifier = build_classifier(run, data, weights, seed, draw).to(device)
-            outcome = fit(
-                classifier,
-                train.take(chosen[draw]) if kind.few else train,
-                val,
-                protocol=kind,
-                recipe=recipe,
-                task=data.task,
-                key=(data.name, seed, draw),
-                check=bar.advance,
-                after_step=after_step,
-                resume=fit_state,
-            )
+            try:
+                outcome = fit(
+                    classifier,
+                    train.take(chosen[draw]) if kind.few else train,
+                    val,
+                    protocol=kind,
+                    recipe=recipe,
+                    task=data.task,
+                    key=(data.name, seed, draw),
+                    check=bar.advance,
+                    after_step=after_step,
+                    resume=fit_state,
+                )
+            except CollapseError as error:
+                job.claim.confirm()
+                curves = curves_jsonl([*(o.fit.curves for o in outcomes), error.curves])
+                run.store.write(f"{job.folder}/curves.jsonl", curves)
+                raise
             fit_state = None
             outcomes.append(Outcome.judge(classifier, outcome, data, val, test_images))
             keep_best_model(outcomes)
@@ -284,6 +293,20 @@ def predictions_csv(scores: NDArray[np.float64]) -> bytes:
     """Write scores (N, C) as MedMNIST's Evaluator reads them: index and one column per class, no header."""
     rows = (",".join([str(index), *(repr(float(s)) for s in row)]) for index, row in enumerate(scores))
     return "".join(f"{row}\n" for row in rows).encode()
+
+
+def curves_jsonl(draws: Sequence[Sequence[Mapping[str, Any]]]) -> bytes:
+    """Write the curves of each draw as JSON lines; what is not finite, which JSON cannot say, as null."""
+
+    def plain(value: float | None) -> float | None:
+        return None if value is None or not math.isfinite(value) else value
+
+    lines = [
+        {"draw": draw} | {name: plain(value) for name, value in line.items()}
+        for draw, curves in enumerate(draws)
+        for line in curves
+    ]
+    return "".join(f"{json.dumps(line)}\n" for line in lines).encode()
 
 
 def _mean(values: list[dict[str, float]]) -> dict[str, float | None]:

@@ -191,6 +191,7 @@ def parse_source(source: str) -> tuple[Path, str | None]:
     if "://" in uri:
         parts = urlsplit(uri)
         if parts.scheme != "file":
-            raise UsageError(f"--data …={source}: give a path or a file:// URI")
+            # the rest may hold credentials, or a signature
+            raise UsageError(f"--data …={parts.scheme}://…: give a path or a file:// URI")
         uri = unquote(parts.path)
     return Path(uri).expanduser(), task

@@ -11,23 +11,29 @@ from app.storage import Store
 
 
 def list_store(store: Store, run_id: str | None) -> Iterator[str]:
-    """Yield lines to print: a line per data file and run, or per job of ``run_id``.
+    """Yield lines to print: a line per data file and run, or per job of ``run_id``; of runs without a plan too.
 
     Raises:
         InputError: there is no such run.
     """
     keys = set(store.list())
-    runs = sorted(key.split("/")[1] for key in keys if key.startswith("runs/") and key.endswith("/experiment.json"))
+    runs = sorted({key.split("/")[1] for key in keys if key.startswith("runs/") and key.count("/") > 1})
     if run_id is not None and run_id not in runs:
         raise InputError(f"--run-id {run_id}: {store.uri} has no such run; it has {', '.join(runs) or 'none'}")
     if run_id is None:
-        yield from sorted(key for key in keys if key.startswith("data/"))
+        yield from sorted(key for key in keys if key.startswith(("data/", "phantoms/")))
     for name in runs if run_id is None else [run_id]:
-        states = _job_states(store, name, keys)
-        done = sum(state == "done" for state, _ in states.values())
-        yield f"runs/{name}: {done} of {len(states)} jobs done"
+        planned = planned_jobs(store, name) if f"runs/{name}/experiment.json" in keys else None
+        others = sorted(_begun_jobs(name, keys).difference(planned or []))
+        counted = others if planned is None else planned
+        done = sum(f"runs/{name}/{job}/record.json" in keys for job in counted)
+        beside = "" if planned is None or not others else f", {len(others)} beside the plan"
+        reported = ", with a report" if f"runs/{name}/report/index.html" in keys else ""
+        yield f"runs/{name}: {done} of {len(counted)} jobs done{beside}{' (no plan)' * (planned is None)}{reported}"
         if run_id is not None:
-            yield from (f"  {state:<8} {job}{detail}" for job, (state, detail) in states.items())
+            for job in [*(planned or []), *others]:
+                state, detail = _state(store, f"runs/{name}/{job}", keys)
+                yield f"  {state:<8} {job}{detail}"
 
 
 def planned_jobs(store: Store, run_id: str) -> list[str]:
@@ -44,19 +50,22 @@ def planned_jobs(store: Store, run_id: str) -> list[str]:
         raise InputError(f"{store.uri}/{key}: damaged, has no plan; delete it and run `plan` again") from error
 
 
-def _job_states(store: Store, run_id: str, keys: set[str]) -> dict[str, tuple[str, str]]:
-    """Return each planned job's state (done, running, begun, missing) and what else there is to say of it."""
-    states = {}
-    for name in planned_jobs(store, run_id):
-        folder = f"runs/{run_id}/{name}"
-        if f"{folder}/record.json" in keys:
-            states[name] = ("done", "")
-            continue
-        step = last_step(store, folder) if f"{folder}/latest.json" in keys else None
-        owner = live_owner(store, folder) if f"{folder}/claim.json" in keys else None
-        saved = "" if step is None else f"  (step {step} saved)"
-        if owner is not None:
-            states[name] = ("running", f"  by {owner}{saved}")
-        else:
-            states[name] = ("missing" if step is None else "begun", saved)
-    return states
+def _begun_jobs(run_id: str, keys: set[str]) -> set[str]:
+    """Return the keys of the jobs that have left something in a run's folder, planned or not."""
+    root = f"runs/{run_id}/"
+    kinds = (f"{root}pretrain/", f"{root}downstream/")
+    signs = ("/record.json", "/latest.json", "/claim.json")
+    found = (key for key in keys if key.startswith(kinds) and key.endswith(signs))
+    return {key.removeprefix(root).rpartition("/")[0] for key in found}
+
+
+def _state(store: Store, folder: str, keys: set[str]) -> tuple[str, str]:
+    """Return a job's state (done, running, begun, missing) and what else there is to say of it."""
+    if f"{folder}/record.json" in keys:
+        return "done", ""
+    step = last_step(store, folder) if f"{folder}/latest.json" in keys else None
+    owner = live_owner(store, folder) if f"{folder}/claim.json" in keys else None
+    saved = "" if step is None else f"  (step {step} saved)"
+    if owner is not None:
+        return "running", f"  by {owner}{saved}"
+    return "missing" if step is None else "begun", saved

@@ -5,16 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, suppress
 from types import FrameType
 from typing import Any
 
 from app.config import Config
 from app.errors import AppError, Interrupted
-from app.runtime import Progress
+from app.runtime import SIGNALS, Progress, Stopped, StopRequest, stop_now
 from app.stages import downstream, pretrain, report
 from app.stages.experiment import Run
 from app.stages.plan import list_jobs, plan
@@ -56,25 +57,29 @@ def run_study(
         runtime = own.model_copy(update={"threads": threads, "processes": own.processes or 1})
         run = Run(run.store, run.run_id, run.config.model_copy(update={"runtime": runtime}))
     errors: dict[str, AppError] = {}
-    for key, error in (
-        _in_order(run, waiting, overwrite) if workers == 1 else _in_parallel(run, waiting, overwrite, workers)
-    ):
-        if isinstance(error, Interrupted):
-            raise error
-        if error is not None:
-            errors[key] = error
-            progress.say(f"{key} failed: {error}")
-            for other in [other for other, job in waiting.items() if job.get("needs") == key]:
-                del waiting[other]
-                done += 1
-                progress.say(f"{other} is left out: it needs {key}")
-        done += 1
-        progress.say(f"{key}: {done} of {total} jobs", done=done, total=total)
+    ways = _in_order(run, waiting, overwrite) if workers == 1 else _in_parallel(run, waiting, overwrite, workers)
+    with closing(ways) as ended:
+        for key, error in ended:
+            if isinstance(error, Interrupted):
+                raise error
+            if error is not None:
+                errors[key] = error
+                progress.say(f"{key} failed: {error}")
+                for other in [other for other, job in waiting.items() if job.get("needs") == key]:
+                    del waiting[other]
+                    done += 1
+                    progress.say(f"{other} is left out: it needs {key}")
+            done += 1
+            progress.say(f"{key}: {done} of {total} jobs", done=done, total=total)
     return run.run_id, report.run(store, run.run_id), list(errors.values())
 
 
 def run_job(run: Run, args: list[str], overwrite: bool) -> None:
-    """Run one job of the plan by its ``args``, in this process."""
+    """Run one job of the plan by its ``args``, in this process.
+
+    Raises:
+        Interrupted: a signal came; if it came too late to stop this job, it stops whatever was to follow.
+    """
     options = dict(zip(args[1::2], args[2::2], strict=True))
     seed = int(options["--seed"])
     if args[0] == "pretrain":
@@ -90,9 +95,11 @@ def run_job(run: Run, args: list[str], overwrite: bool) -> None:
             seed=seed,
             overwrite=overwrite,
         )
+    if run.store.patience.hurried:
+        raise Interrupted("stopped by a signal, between two jobs; run the same command again")
 
 
-Ended = Iterator[tuple[str, AppError | None]]
+Ended = Generator[tuple[str, AppError | None]]
 
 
 def _in_order(run: Run, waiting: dict[str, dict[str, Any]], overwrite: bool) -> Ended:
@@ -108,59 +115,120 @@ def _in_order(run: Run, waiting: dict[str, dict[str, Any]], overwrite: bool) -> 
 
 
 def _in_parallel(run: Run, waiting: dict[str, dict[str, Any]], overwrite: bool, workers: int) -> Ended:
-    """Run the jobs ``workers`` at a time, none before the one it needs."""
+    """Run the jobs ``workers`` at a time, none before the one it needs.
+
+    Raises:
+        Interrupted: a signal came, or a worker was killed.
+    """
     config = run.config.model_dump(mode="json")
     ended: set[str] = set()
     running: dict[Future[None], str] = {}
     context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool,
-        _signals_to(pool),
-    ):
-        pretrainings = {key for key, job in waiting.items() if "needs" not in job}
-        while waiting or running:
-            ready = [
-                key
-                for key, job in waiting.items()
-                if job.get("needs") is None or job["needs"] in ended or job["needs"] not in pretrainings
-            ]
-            for key in ready[: workers - len(running)]:
-                job = waiting.pop(key)
-                running[pool.submit(_run_remote, run.store.address, run.run_id, config, job["args"], overwrite)] = key
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                key = running.pop(future)
-                error = future.exception()
-                if error is not None and not isinstance(error, AppError):
-                    raise error
-                ended.add(key)
-                yield key, error
+    signals = _Signals()
+    try:
+        with signals, ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+            signals.pool = pool
+            pretrainings = {key for key, job in waiting.items() if "needs" not in job}
+            while running or (waiting and signals.came is None):
+                ready = [
+                    key
+                    for key, job in waiting.items()
+                    if job.get("needs") is None or job["needs"] in ended or job["needs"] not in pretrainings
+                ]
+                for key in ready[: workers - len(running)] if signals.came is None else []:
+                    job = waiting.pop(key)
+                    future = pool.submit(_run_remote, run.store.address, run.run_id, config, job["args"], overwrite)
+                    running[future] = key
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    key = running.pop(future)
+                    error = future.exception()
+                    if error is not None and not isinstance(error, AppError):
+                        raise error
+                    ended.add(key)
+                    yield key, error
+    except BrokenProcessPool as error:
+        why = signals.came or "a worker was killed, perhaps for want of memory"
+        raise Interrupted(f"{why}: stopped; run the same command again") from error
+    if signals.came is not None:
+        raise Interrupted(f"{signals.came}: stopped; run the same command again")
 
 
-def _run_remote(address: str, run_id: str, config: dict[str, Any], args: list[str], overwrite: bool) -> None:
-    from app.config import parse_config
+class _Signals:
+    """Passes SIGTERM and SIGINT on to workers, whose jobs save a checkpoint and stop; at a second one all ends at once.
 
-    run_job(Run(open_store(address), run_id, parse_config(config, where="the runner")), args, overwrite)
+    Attributes:
+        pool: the workers.
+        came: name of the signal; None before there was one.
+    """
+
+    def __init__(self) -> None:
+        self.pool: ProcessPoolExecutor | None = None
+        self.came: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        first, self.came = self.came is None, self.came or signal.Signals(number).name
+        for pid in list(getattr(self.pool, "_processes", None) or {}):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM if first else signal.SIGKILL)
+        if not first:
+            os._exit(128 + number)
+
+    def __enter__(self) -> _Signals:
+        self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+class _Worker:
+    """What a signal finds a worker doing."""
+
+    working = False
+    stopped = False
+
+    @classmethod
+    def receive(cls, number: int, _frame: FrameType | None) -> None:
+        """Handle a signal where no training loop listens: unwind a job, and begin no other."""
+        cls.stopped = True
+        if cls.working:
+            stop_now(number, _frame)
 
 
 def _start_worker() -> None:
     # The bars of several processes would overwrite each other; the runner says which jobs are done.
     Progress.bars = False
+    # Ctrl-C reaches every process of the terminal, and then comes once more from the runner: but a second signal
+    # ends a job at once, without its checkpoint.
+    StopRequest.signals = (signal.SIGTERM,)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _Worker.receive)
+    threading.Thread(target=_end_with_the_runner, daemon=True).start()
 
 
-@contextmanager
-def _signals_to(pool: ProcessPoolExecutor) -> Iterator[None]:
-    """Pass SIGTERM and SIGINT on to the workers, whose jobs save a checkpoint and stop."""
+def _end_with_the_runner() -> None:
+    """End this worker when its runner was killed: it would hold its job's claim, and then wait for ever for another."""
+    runner = multiprocessing.parent_process()
+    assert runner is not None, "a worker has a runner"
+    runner.join()
+    os._exit(Interrupted.exit_code)
 
-    def forward(number: int, _frame: FrameType | None) -> None:
-        for process in list(pool._processes.values()):
-            if process.pid is not None:
-                os.kill(process.pid, signal.SIGTERM)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+def _run_remote(address: str, run_id: str, config: dict[str, Any], args: list[str], overwrite: bool) -> None:
+    from app.config import parse_config
+
+    if _Worker.stopped:
+        raise Interrupted("stopped; run the same command again")
+    _Worker.working = True
     try:
-        yield
+        settings = parse_config(config, where="the runner")
+        store = open_store(address, warn=Progress("store").say)
+        store.patience.seconds = 60 * settings.runtime.patience_minutes
+        run_job(Run(store, run_id, settings), args, overwrite)
+    except Stopped as stop:
+        raise Interrupted(f"{stop}: stopped; run the same command again") from None
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        sys.stderr.flush()
+        _Worker.working = False

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import urllib.error
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import torch
 import torchvision
 from torch import Tensor
 
@@ -77,8 +77,8 @@ def initial_weights(run: Run, init: str) -> Weights:
 
     Args:
         run: the run.
-        init: ``random``, ``imagenet``, a pretraining of this run such as ``byol-s0``, or the path, ``file://``
-            URI or store key of a state dict.
+        init: ``random``, ``imagenet``, a pretraining of this run such as ``byol-s0``, or the path, URI (``file://``
+            or ``s3://``, the latter with options as in ``--store``) or store key of a state dict.
 
     Raises:
         InputError: the weights are missing, damaged or of another architecture.
@@ -112,24 +112,35 @@ def _imagenet(run: Run) -> Weights:
     if (file := run.config.imagenet_weights) is not None:
         state, _, digest = _read(run.store, file)
         return Weights("imagenet", {"name": "imagenet", "sha256": digest[:8]}, file, lambda: state)
-    weights = next(iter(torchvision.models.get_model_weights(network.architecture)))
+    url: str = next(iter(torchvision.models.get_model_weights(network.architecture))).url
     # The published file's name ends in the first 8 digits of its SHA-256.
-    digest = Path(weights.url).stem.rsplit("-", 1)[-1]
-    return Weights("imagenet", {"name": "imagenet", "sha256": digest}, weights.url, cache(lambda: _download(weights)))
+    digest = Path(url).stem.rsplit("-", 1)[-1]
+    return Weights("imagenet", {"name": "imagenet", "sha256": digest}, url, cache(lambda: _download(url, digest)))
 
 
-def _download(weights: torchvision.models.WeightsEnum) -> State:
+def _download(url: str, digest: str) -> State:
+    """Read torchvision's weights from torch's cache, where they are downloaded to first if need be.
+
+    torchvision's own function compares the hash of a new download only, and would unpickle whatever it found.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
+        data = path.read_bytes()
+    except PermissionError as error:
+        raise UsageError(f"{path}: {error.strerror}; set TORCH_HOME, or give --imagenet-weights FILE") from error
+    except OSError as error:
         raise StorageError(
-            f"{weights.url}: cannot be downloaded ({getattr(error, 'reason', error)}); give a local copy by "
+            f"{url}: cannot be downloaded ({getattr(error, 'reason', error)}); give a local copy by "
             "--imagenet-weights FILE, or leave imagenet out of study.baselines and network.init"
         ) from error
     except RuntimeError as error:  # torch.hub's word for a wrong hash
-        raise InputError(
-            f"{weights.url}: damaged download ({error}); try again, or give --imagenet-weights FILE"
-        ) from error
+        raise InputError(f"{url}: damaged download ({error}); try again, or give --imagenet-weights FILE") from error
+    if not sha256(data).startswith(digest):
+        raise InputError(f"{path}: damaged, its SHA-256 does not begin with {digest}; delete it and try again")
+    return parse_weights(data, source=str(path))[0]
 
 
 def _pretrained(run: Run, init: str, method: str, seed: str) -> Weights:
@@ -156,8 +167,12 @@ def _pretrained(run: Run, init: str, method: str, seed: str) -> Weights:
 def _read(store: Store, uri: str) -> tuple[State, dict[str, str], str]:
     """Read a state dict, its metadata (empty for ``torch.save`` files), and the SHA-256 of the bytes."""
     if "://" in uri and not uri.startswith("file://"):
-        folder, _, name = uri.rpartition("/")
-        data = open_store(folder).read(name)
+        place, question, options = uri.partition("?")
+        if place.startswith(f"{store.uri}/") and not options:
+            data = store.read(place.removeprefix(f"{store.uri}/"))
+        else:
+            folder, _, name = place.rpartition("/")
+            data = open_store(folder + question + options).read(name)
         state, metadata = parse_weights(data, source=uri)
         return state, metadata, sha256(data)
     path = Path(uri.removeprefix("file://")).expanduser()

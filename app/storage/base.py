@@ -60,6 +60,11 @@ class Patience:
         """Give up ``seconds`` from now, running operations included: a signal has come."""
         self._deadline = time.monotonic() + seconds
 
+    @property
+    def hurried(self) -> bool:
+        """Whether a signal has come."""
+        return self._deadline is not None
+
     def say(self, message: str) -> None:
         """Hand one line to whoever asked to be warned."""
         if self._warn:

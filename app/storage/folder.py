@@ -82,20 +82,33 @@ class FolderStore:
     def exists(self, key: str) -> bool:
         """Say whether there is an object under ``key``."""
         path = self._path(key)
-        with _explained(path):
-            return path.is_file()
+
+        def operation() -> bool:
+            with _explained(path):
+                return path.is_file()
+
+        return self.patience.retry(operation)
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys that start with the folder ``prefix``, sorted."""
         start = self._path(prefix) if prefix else self.root
-        found = (p for p in start.rglob("*") if p.is_file() and not p.name.startswith(TEMPORARY))
-        yield from sorted(p.relative_to(self.root).as_posix() for p in found)
+
+        def operation() -> list[str]:
+            with _explained(start):
+                found = [p for p in start.rglob("*") if p.is_file() and not p.name.startswith(TEMPORARY)]
+            return sorted(p.relative_to(self.root).as_posix() for p in found)
+
+        yield from self.patience.retry(operation)
 
     def delete(self, key: str) -> None:
         """Remove the object under ``key``; no error if it is not there."""
         path = self._path(key)
-        with _explained(path):
-            path.unlink(missing_ok=True)
+
+        def operation() -> None:
+            with _explained(path):
+                path.unlink(missing_ok=True)
+
+        self.patience.retry(operation)
 
     def clean(self, prefix: str) -> None:
         """Drop the temporary files that writers that died left below ``prefix``."""

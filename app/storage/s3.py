@@ -405,4 +405,4 @@ def _may_be_damage(error: Exception) -> bool:
 
 def _one_line(error: Exception) -> str:
     """Return the error's text on one line, without what an address may hold of credentials."""
-    return re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split())) or type(error).__name__
+    return re.sub(r"//[^\s\"']*@", "//", " ".join(str(error).split())) or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -106,23 +107,77 @@ def test_the_random_control_and_byol_see_the_same_images(study):
     assert draws["random"][0] != draws["random"][1]
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_stopped_study_continues_to_the_same_result(study, tmp_path, workers):
-    """SIGTERM while it pretrains: 75 and no torn job; the same command then ends with equal predictions."""
+def is_group(number: int) -> bool:
+    """Whether any process of a group is left."""
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_study_is_stopped_while_its_workers_load(study, tmp_path):
+    """The signal comes before any job listens: 75, and neither a traceback nor a worker that stays."""
+    _, options, _ = study
+    command = [sys.executable, "-m", "app", "run", "--store", str(tmp_path), *map(str, options), "--workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    line = ""
+    while "downstream jobs" not in line:  # the plan is made, and the workers are being started
+        line = process.stderr.readline()
+        assert line, "it ended"
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert "Traceback" not in said
+    assert [line for line in said.splitlines() if not line.startswith("{")][-1].endswith("run the same command again")
+    deadline = time.monotonic() + 10
+    while is_group(process.pid):
+        assert time.monotonic() < deadline, "a worker is still there"
+        time.sleep(0.1)
+
+
+def test_workers_do_not_outlive_a_runner_that_is_killed(study, tmp_path):
+    _, options, _ = study
+    command = [sys.executable, "-m", "app", "run", "--store", str(tmp_path), *map(str, options), "--workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    line = ""
+    while '"stage": "pretrain"' not in line:
+        line = process.stderr.readline()
+        assert line, "it ended"
+    process.kill()
+    process.communicate(timeout=60)  # the workers, too, close their end
+    assert process.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while is_group(process.pid):
+        assert time.monotonic() < deadline, "a worker is still there"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("workers", "number"), [("1", signal.SIGTERM), ("2", signal.SIGTERM), ("2", signal.SIGINT)]
+)  # fmt: skip
+def test_a_stopped_study_continues_to_the_same_result(study, tmp_path, workers, number):
+    """A signal while it pretrains: 75 and no torn job; the same command then ends with equal predictions."""
     store, options, _ = study
     command = [sys.executable, "-m", "app", "run", "--store", str(tmp_path), *map(str, options), "--workers", workers]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 120
     line = ""
     while '"stage": "pretrain"' not in line:
         assert time.monotonic() < deadline
         line = process.stderr.readline()
-    process.send_signal(signal.SIGTERM)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: to the workers too
+    else:
+        process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 75, said
-    assert "run the same command again" in said
+    assert "with a checkpoint; run the same command again" in said
     assert "Traceback" not in said
     assert not (tmp_path / "runs/whole/report").exists()
+    assert list(tmp_path.glob("runs/whole/pretrain/*/latest.json"))
     done = app("run", "--store", tmp_path, *options, "--workers", workers)
     assert done.returncode == 0, done.stderr
     expected, got = records(store, "whole"), records(tmp_path, "whole")
