@@ -10,8 +10,8 @@ import pytest
 
 from app.config import load_config
 from app.stages.experiment import Run
+from app.stages.fan_out import write_fan_out
 from app.stages.plan import list_jobs
-from app.stages.shard import write_fan_out
 from app.storage import FolderStore
 from tests.cluster.argo import UnknownTag, evaluate, substitute, truth
 from tests.cluster.checks import OVERLAYS, all_problems, commands, parse, workspace
