@@ -95,7 +95,7 @@ class ArgoServer:
         """Submit a workflow and return the name that the server gave it.
 
         Raises:
-            UsageError: no permission, or the server refuses the workflow.
+            UsageError: no permission, an unknown certificate, or the server refuses the workflow.
             StorageError: the server cannot be reached.
         """
         from argo_workflows.models import IoArgoprojWorkflowV1alpha1WorkflowCreateRequest as CreateRequest
@@ -120,9 +120,14 @@ class ArgoServer:
         except ApiException as error:
             raise self._explain(error.status, error.reason, error.body) from error
         except HTTPError as error:
-            reason = getattr(error, "reason", None) or error
+            reason = " ".join(str(getattr(error, "reason", None) or error).split())[:200]
+            if "CERTIFICATE_VERIFY_FAILED" in reason:
+                raise UsageError(
+                    f"{self.url}: its certificate is not accepted ({reason}); if it is Argo's own, set "
+                    "ARGO_INSECURE_SKIP_VERIFY=true"
+                ) from error
             raise StorageError(
-                f"{self.url}: no Argo server answers ({' '.join(str(reason).split())[:200]}); start "
+                f"{self.url}: no Argo server answers ({reason}); start "
                 "`kubectl -n argo port-forward svc/argo-server 2746`, or give --server or ARGO_SERVER"
             ) from error
         try:
@@ -182,20 +187,31 @@ def report_uri(workflow: Workflow) -> str | None:
     return None
 
 
-def follow(server: ArgoServer, name: str, *, every_seconds: float = 2.0) -> Workflow:
+def follow(server: ArgoServer, name: str, *, every_seconds: float = 2.0, patience_seconds: float = 300.0) -> Workflow:
     """Show a workflow's DAG until it has ended: live on a terminal, a line for each change otherwise.
+
+    A server that does not answer, as when a port-forward breaks, is asked again for ``patience_seconds``.
 
     Returns:
         The workflow as it ended.
 
     Raises:
         InputError: it did not succeed; the message names what failed.
+        StorageError: the server was away for longer than patience; the workflow goes on.
     """
     show = _live() if sys.stderr.isatty() else _lines()
     next(show)
+    answered = time.monotonic()
     try:
         while True:
-            workflow = server.get(name)
+            try:
+                workflow = server.get(name)
+            except StorageError as error:
+                if time.monotonic() - answered < patience_seconds:
+                    time.sleep(every_seconds)
+                    continue
+                raise StorageError(f"{error}; {name} goes on meanwhile, `argo watch {name}` follows it") from error
+            answered = time.monotonic()
             show.send(workflow)
             phase = workflow.get("status", {}).get("phase")
             if phase in ENDED:

@@ -1,4 +1,4 @@
-"""Checkpoints, encoders and records: what is published, how it is verified when read back."""
+"""Checkpoints and weights: how tensors are published, and verified when read back."""
 
 from __future__ import annotations
 
@@ -16,113 +16,12 @@ from torch import Tensor
 
 from app.claims import LostClaim
 from app.errors import InputError, StorageError
-from app.storage import MissingObject, Store, sha256
+from app.records import pointer, read_latest, read_verified, to_json
+from app.storage import Store
 
 VERSION = 1
 # torch.save writes a zip, and before torch 1.6 wrote a pickle of its magic number (torchvision's older files)
 TORCH_SAVE = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
-
-
-def pointer(key: str, data: bytes | memoryview) -> dict[str, Any]:
-    """Describe an object for the record that names it: ``key``, ``size`` in bytes, ``sha256``."""
-    return {"key": key, "size": len(data), "sha256": sha256(data)}
-
-
-def publish(
-    store: Store,
-    folder: str,
-    files: dict[str, bytes],
-    record: dict[str, Any],
-    *,
-    confirm: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Write the files of a job, then, last, the ``record.json`` that names them; there is one record, once.
-
-    Args:
-        store: where to.
-        folder: the job's key prefix.
-        files: contents by name inside the folder.
-        record: the record without its ``files``.
-        confirm: raises if the job is no longer ours; asked before every write.
-
-    Returns:
-        The record as written, with ``files``: name to size and SHA-256.
-
-    Raises:
-        LostClaim: there is a record already.
-    """
-    for name, data in files.items():
-        confirm()
-        store.write(f"{folder}/{name}", data)
-    record = record | {"files": {name: {"size": len(d), "sha256": sha256(d)} for name, d in files.items()}}
-    confirm()
-    if store.create(f"{folder}/record.json", _json(record)) is None:
-        raise LostClaim(f"{store.uri}/{folder}/record.json: another process has published the result meanwhile")
-    return record
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()
-
-
-def write_json(store: Store, key: str, value: dict[str, Any]) -> None:
-    """Publish ``value`` as JSON."""
-    store.write(key, _json(value))
-
-
-def read_json(store: Store, key: str) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        MissingObject: it is not there.
-        InputError: it is not a JSON object.
-    """
-    return _parse_json(store, key, store.read(key))
-
-
-def _parse_json(store: Store, key: str, data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{store.uri}/{key}: damaged, not JSON ({error}); delete it and run the job again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{store.uri}/{key}: damaged, not a JSON object; delete it and run the job again")
-    return value
-
-
-def read_record(store: Store, folder: str) -> dict[str, Any]:
-    """Read a job's record.
-
-    Raises:
-        MissingObject: the job is not done.
-        InputError: it is no record.
-    """
-    key = f"{folder}/record.json"
-    record = read_json(store, key)
-    files = record.get("files")
-    if (
-        not isinstance(record.get("science"), dict)
-        or not isinstance(record.get("identity"), str)
-        or not isinstance(files, dict)
-        or not all(isinstance(entry, dict) and {"size", "sha256"} <= entry.keys() for entry in files.values())
-    ):
-        raise InputError(f"{store.uri}/{key}: damaged, not a record; delete it and run the job again, or --overwrite")
-    return record
-
-
-def read_verified(store: Store, key: str, expected: dict[str, Any]) -> bytes:
-    """Read an object and compare it with the ``size`` and ``sha256`` of its pointer.
-
-    Raises:
-        MissingObject: it is not there.
-        InputError: it is not what was published.
-    """
-    data = store.read(key)
-    if len(data) != expected["size"] or sha256(data) != expected["sha256"]:
-        raise InputError(
-            f"{store.uri}/{key}: damaged, its SHA-256 is not the recorded one; delete it and run the job again"
-        )
-    return data
 
 
 def save_checkpoint(
@@ -172,17 +71,6 @@ def fence_checkpoints(store: Store, folder: str, generation: int) -> None:
         _move_pointer(store, folder, generation, lambda before: before)
 
 
-def last_generation(store: Store, folder: str) -> int:
-    """Return the generation that wrote the job's checkpoint pointer; 0 if there is none."""
-    return _latest(store, folder)[2]
-
-
-def last_step(store: Store, folder: str) -> int | None:
-    """Return the step of the job's newest checkpoint; None if it has none."""
-    checkpoints = _kept(store, folder)
-    return checkpoints[0]["step"] if checkpoints else None
-
-
 def _move_pointer(
     store: Store,
     folder: str,
@@ -192,11 +80,11 @@ def _move_pointer(
     """Replace ``latest.json`` by a compare-and-swap; return its entries before and after."""
     key = f"{folder}/latest.json"
     while True:
-        before, version, theirs = _latest(store, folder)
+        before, version, theirs = read_latest(store, folder)
         if theirs > generation:
             raise LostClaim(f"{store.uri}/{key}: another process has taken the job over; run the same command again")
         after = change(before)
-        data = _json({"version": VERSION, "generation": generation, "checkpoints": after})
+        data = to_json({"version": VERSION, "generation": generation, "checkpoints": after})
         moved = store.create(key, data) if version is None else store.replace(key, data, version)
         if moved is not None:
             return before, after
@@ -286,7 +174,7 @@ def load_checkpoint(store: Store, folder: str, *, warn: Callable[[str], None]) -
     Raises:
         InputError: there were checkpoints, and every one is damaged.
     """
-    kept = _kept(store, folder)
+    kept, _, _ = read_latest(store, folder)
     for entry in kept:
         try:
             data = read_verified(store, f"{folder}/{entry['key']}", entry)
@@ -320,33 +208,6 @@ def drop_checkpoints(store: Store, folder: str) -> None:
     for key in list(store.list(f"{folder}/checkpoints")):
         store.delete(key)
     store.clean(folder)
-
-
-def _kept(store: Store, folder: str) -> list[dict[str, Any]]:
-    return _latest(store, folder)[0]
-
-
-def _latest(store: Store, folder: str) -> tuple[list[dict[str, Any]], str | None, int]:
-    """Read ``latest.json``: its entries, newest first, its version (None if there is none), its generation."""
-    key = f"{folder}/latest.json"
-    try:
-        found = store.read_version(key)
-    except MissingObject:
-        return [], None, 0
-    latest = _parse_json(store, key, found.data)
-    checkpoints, generation = latest.get("checkpoints"), latest.get("generation", 0)
-    if (
-        not isinstance(checkpoints, list)
-        or not isinstance(generation, int)
-        or not all(isinstance(entry, dict) and _is_pointer(entry) for entry in checkpoints)
-    ):
-        raise InputError(f"{store.uri}/{key}: damaged, not a list of checkpoints; use --overwrite")
-    return checkpoints, found.version, generation
-
-
-def _is_pointer(entry: dict[str, Any]) -> bool:
-    kinds = {"step": int, "key": str, "size": int, "sha256": str}
-    return all(isinstance(entry.get(name), kind) for name, kind in kinds.items())
 
 
 def dump_weights(state: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

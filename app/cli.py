@@ -85,8 +85,8 @@ def plan(
     overwrite: Overwrite = False,
 ) -> None:
     """Check the inputs, name the run, list its jobs; prints the run's name."""
+    from app.stages.fan_out import write_fan_out
     from app.stages.plan import plan as make_plan
-    from app.stages.shard import write_fan_out
     from app.stages.status import announce
 
     chosen = [
@@ -178,7 +178,8 @@ def shard(
     threads: Threads = None,
 ) -> None:
     """Work off one shard of a planned run's downstream jobs, as a pod does."""
-    from app.stages.shard import Part, read_fan_out, run_shard
+    from app.stages.fan_out import Part, read_fan_out
+    from app.stages.shard import run_shard
 
     if part not in get_args(Part):
         raise UsageError(f"--part {part}: unknown; choose from {', '.join(get_args(Part))}")

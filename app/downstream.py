@@ -1,6 +1,6 @@
 """The downstream procedure: one way to train and judge a classifier on top of an encoder.
 
-The four protocols differ by two flags only: what is trainable, and how many labels are seen.
+The four protocols (``protocols.py``) differ by two flags only: what is trainable, and how many labels are seen.
 """
 
 from __future__ import annotations
@@ -22,32 +22,12 @@ from app.byol import OptimizerName, build_optimizer
 from app.draws import epoch_order
 from app.errors import CollapseError
 from app.networks import Classifier, Encoder, normalise, to_float
+from app.protocols import Protocol
 from app.schedules import learning_rate
 
 INFERENCE_PIXELS = 512 * 28 * 28  # of one batch in evaluation mode: bounds its memory at any image size
 
 AfterStep = Callable[[int, Callable[[], dict[str, Any]]], None]
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What tells one protocol from another.
-
-    Attributes:
-        frozen: train the linear layer alone, on features that the encoder, in evaluation mode, gives once.
-        few: see k images per class instead of the whole training split.
-    """
-
-    frozen: bool
-    few: bool
-
-
-PROTOCOLS = {
-    "finetune": Protocol(frozen=False, few=False),
-    "linear_probe": Protocol(frozen=True, few=False),
-    "few_shot": Protocol(frozen=False, few=True),
-    "few_shot_frozen": Protocol(frozen=True, few=True),
-}
 
 
 @dataclass(frozen=True, kw_only=True)

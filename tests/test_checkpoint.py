@@ -7,20 +7,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from app.checkpoint import (
-    drop_checkpoints,
-    dump_weights,
-    load_checkpoint,
-    parse_weights,
-    pointer,
-    publish,
-    read_json,
-    read_verified,
-    save_checkpoint,
-    write_json,
-)
+from app.checkpoint import drop_checkpoints, dump_weights, load_checkpoint, parse_weights, save_checkpoint
 from app.errors import InputError
-from app.storage import FolderStore, MissingObject, sha256
+from app.records import pointer, read_json, write_json
+from app.storage import FolderStore
 
 FOLDER = "runs/r/pretrain/byol-s0"
 
@@ -178,36 +168,6 @@ def test_dropping_takes_the_pointer_first_and_orphans_too(store):
     assert store.log[0] == ("delete", f"{FOLDER}/latest.json")
     assert list(store.list()) == [f"{FOLDER}/record.json"]
     drop_checkpoints(store, FOLDER)
-
-
-def test_the_record_is_published_last_and_names_its_files(store):
-    record = publish(store, FOLDER, {"a.bin": b"abc", "draws/0/b.csv": b""}, {"version": 1, "key": "k"})
-    assert store.log[-1] == ("write", f"{FOLDER}/record.json")
-    assert record["files"] == {
-        "a.bin": {"size": 3, "sha256": sha256(b"abc")},
-        "draws/0/b.csv": {"size": 0, "sha256": sha256(b"")},
-    }
-    assert read_json(store, f"{FOLDER}/record.json") == record
-    assert read_verified(store, f"{FOLDER}/a.bin", record["files"]["a.bin"]) == b"abc"
-
-
-@pytest.mark.parametrize("now", [b"abd", b"ab", b"abcd"])
-def test_what_was_not_published_is_not_read(store, now):
-    record = publish(store, FOLDER, {"a.bin": b"abc"}, {})
-    store.write(f"{FOLDER}/a.bin", now)
-    with pytest.raises(InputError, match=r"a.bin: damaged, its SHA-256 is not the recorded one"):
-        read_verified(store, f"{FOLDER}/a.bin", record["files"]["a.bin"])
-
-
-def test_json_that_is_none(store):
-    store.write("x.json", b'{"a": ')
-    with pytest.raises(InputError, match=r"x.json: damaged, not JSON"):
-        read_json(store, "x.json")
-    store.write("y.json", b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=r"y.json: damaged, not JSON"):
-        read_json(store, "y.json")
-    with pytest.raises(MissingObject):
-        read_json(store, "z.json")
 
 
 # Weights

@@ -71,11 +71,38 @@ def test_examples_in_the_help_parse(call, monkeypatch):
         assert call(*words, "--help")[0] == 0, words
 
 
-def test_help_does_not_import_torch():
-    code = "import sys; sys.argv=['app','--help']\nfrom app.cli import main\ntry: main()\nexcept SystemExit: pass\n"
-    code += "print([m for m in ('torch','kornia','matplotlib','boto3','sklearn') if m in sys.modules], file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "[]"
+HEAVY = {"torch", "torchvision", "sklearn", "scipy", "matplotlib", "boto3", "argo_workflows"}
+
+
+def loaded(*args: str | Path) -> set[str]:
+    """Run the command line in a fresh process, to its end, and return the packages that it imported."""
+    code = (
+        "import sys\nfrom app.cli import main\ntry: main()\nexcept SystemExit as stop: code = stop.code\n"
+        "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.splitlines()[-1].split())
+
+
+def test_what_plans_and_lists_loads_no_torch(phantoms, tmp_path):
+    """Commands that train nothing start in a fraction of the time that torch and scikit-learn take to load."""
+    place = ["--store", tmp_path / "store"]
+    assert not loaded("--help") & (HEAVY | {"numpy", "yaml"})
+    assert not loaded("pretrain", "--help") & (HEAVY | {"numpy", "yaml"})
+    out = ["--out", tmp_path / "out", "--workflow", "w", "--run-id", "r"]
+    assert not loaded("plan", *TINY, "--data-root", phantoms, *out, *place) & HEAVY
+    assert not loaded("ls", *place) & HEAVY
+    assert not loaded("ls", "--run-id", "r", *place) & HEAVY
+    assert not loaded("status", "--workflow", "w", "--phase", "Failed", *place) & HEAVY
+    assert not loaded("data", "phantoms", "--data-root", tmp_path / "phantoms") & HEAVY
+
+
+def test_the_report_loads_no_torch():
+    code = "import sys, app.stages.report; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "matplotlib" in modules
+    assert not {"torch", "torchvision", "sklearn"} & set(modules)
 
 
 WRONG = {

@@ -5,8 +5,9 @@ import pytest
 
 from app.augment import Augmentation
 from app.config import Config, difference, identity, load_config, parse_config, presets
-from app.downstream import PROTOCOLS, Recipe
+from app.downstream import Recipe
 from app.errors import UsageError
+from app.protocols import PROTOCOLS
 
 
 def rejected(*overrides, preset="smoke", **options):

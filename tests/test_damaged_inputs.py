@@ -20,10 +20,11 @@ import safetensors.torch
 import torch
 
 from app import cli
-from app.checkpoint import dump_weights, publish, save_checkpoint
+from app.checkpoint import dump_weights, save_checkpoint
 from app.config import identity, load_config
 from app.data import write_phantoms
 from app.networks import Encoder
+from app.records import publish
 from app.stages.experiment import load_pretraining, open_run, planned_settings
 from app.stages.pretrain import science_of
 from app.stages.weights import initial_weights

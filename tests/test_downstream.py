@@ -10,9 +10,7 @@ from torch import nn
 from app import downstream
 from app.byol import build_optimizer
 from app.downstream import (
-    PROTOCOLS,
     Labelled,
-    Protocol,
     Recipe,
     encode,
     fit,
@@ -25,6 +23,7 @@ from app.draws import epoch_order
 from app.errors import CollapseError, InputError
 from app.metrics import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
 from app.networks import Classifier, Encoder, normalise, to_float
+from app.protocols import PROTOCOLS, Protocol
 
 RECIPE = {
     "epochs": 2, "batch_size": 8, "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4, "cosine": True,

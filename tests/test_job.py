@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from app.checkpoint import CheckpointWriter, load_checkpoint, publish, read_json, save_checkpoint, snapshot
+from app.checkpoint import CheckpointWriter, load_checkpoint, save_checkpoint, snapshot
 from app.claims import LostClaim
 from app.config import load_config
 from app.errors import Interrupted, StorageError, UsageError
+from app.records import publish, read_json
 from app.runtime import Progress, StopRequest
 from app.stages.experiment import Run
 from app.stages.job import Job, open_job

@@ -21,9 +21,10 @@ from app.data import write_phantoms
 from app.errors import CollapseError, InputError, Interrupted, StorageError, UsageError
 from app.stages import downstream, shard
 from app.stages.experiment import Run
+from app.stages.fan_out import BASELINES, MAX_PODS, FanOut, read_fan_out, write_fan_out
 from app.stages.fetch import fetch_study
 from app.stages.plan import list_jobs, plan
-from app.stages.shard import BASELINES, MAX_PODS, FanOut, read_fan_out, run_shard, write_fan_out
+from app.stages.shard import run_shard
 from app.stages.status import announce, publish_status
 from app.storage import FolderStore
 

@@ -18,10 +18,11 @@ from app import metrics
 from app.checkpoint import dump_weights
 from app.config import ProtocolName, identity
 from app.data import Dataset, draw_overlap, few_shot_draw
-from app.downstream import PROTOCOLS, Fit, Labelled, Recipe, fit, n_outputs, predict, probabilities
+from app.downstream import Fit, Labelled, Recipe, fit, n_outputs, predict, probabilities
 from app.draws import generator
 from app.errors import CollapseError
 from app.networks import Classifier, Encoder
+from app.protocols import PROTOCOLS
 from app.runtime import Progress, choose_device, environment, prepare
 from app.stages.experiment import Run, load_labelled, now
 from app.stages.job import Job, open_job
@@ -40,7 +41,7 @@ def run(
         run: the run.
         dataset: a labelled data set.
         init: ``random``, ``imagenet``, a pretraining of this run (``byol-s0``), or the URI of a state dict.
-        protocol: one of ``downstream.PROTOCOLS``.
+        protocol: one of ``protocols.PROTOCOLS``.
         seed: names the draws of images, their order, the linear layer and, for ``random``, the encoder.
         overwrite: start afresh, whatever is there.
 

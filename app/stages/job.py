@@ -11,13 +11,12 @@ from app.checkpoint import (
     CheckpointWriter,
     drop_checkpoints,
     fence_checkpoints,
-    last_generation,
     load_checkpoint,
-    publish,
 )
 from app.claims import Claim, LostClaim, claimed
 from app.config import difference, identity
 from app.errors import InputError, Interrupted, StorageError, UsageError
+from app.records import last_generation, publish
 from app.runtime import Progress, StopRequest
 from app.stages.experiment import Run, finished
 
@@ -133,7 +132,7 @@ class Job:
             self._last_save, self._due = time.monotonic(), False
 
     def publish(self, files: dict[str, bytes], record: dict[str, Any]) -> dict[str, Any]:
-        """Publish the job's result, drop its checkpoints, and return the record; see ``checkpoint.publish``.
+        """Publish the job's result, drop its checkpoints, and return the record; see ``records.publish``.
 
         If another process has published the same result meanwhile, that one's record is returned.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.checkpoint import read_json, write_json
+from app.records import read_json, write_json
 from app.stages.experiment import now
 from app.stages.listing import planned_jobs
 from app.storage import Store

@@ -97,6 +97,36 @@ def truth(depends: str, ends: Mapping[str, str]) -> bool:
     return bool(eval(python, {"__builtins__": {}}))
 
 
+def retries(expression: str, status: str, message: str, code: int) -> bool:
+    """Whether a ``retryStrategy.expression`` asks for another try after a pod that ended so.
+
+    Raises:
+        UnknownTag: it uses more than ``lastRetry``'s fields, ``asInt``, texts, lists of numbers and operators.
+    """
+    last = {"status": status, "message": message, "exitCode": str(code), "duration": "60"}
+    field = r"lastRetry\.(\w+)"
+    python = expression
+    for pattern, replacement in (
+        (rf'{field} matches ("[^"]*")', r"matches(last['\1'], \2)"),
+        (rf'{field} contains ("[^"]*")', r"(\2 in last['\1'])"),
+        (rf"asInt\({field}\)", r"int(last['\1'])"),
+        (rf"{field} ==", r"last['\1'] =="),
+        (r"\|\|", " or "),
+        (r"&&", " and "),
+        (r"!\(", " not ("),
+    ):
+        python = re.sub(pattern, replacement, python)
+    shape = re.sub(r'"[^"]*"', "''", python)
+    shape = re.sub(r"last\['\w+'\]|\b(?:matches|int|in|or|and|not|\d+)\b|''|==|[\[\](),\s]", "", shape)
+    if shape:
+        raise UnknownTag(expression)
+    names = {"last": last, "int": int, "matches": lambda text, pattern: re.search(pattern, text) is not None}
+    try:
+        return bool(eval(python, {"__builtins__": {}}, names))
+    except (KeyError, NameError, SyntaxError, re.error) as error:
+        raise UnknownTag(f"{expression}: {error}") from error
+
+
 def tasks_of(depends: str) -> set[str]:
     """The tasks that a ``depends`` names."""
     return {match.partition(".")[0] for match in re.findall(r"[A-Za-z][\w-]*(?:\.\w+)?", depends)}

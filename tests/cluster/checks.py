@@ -14,7 +14,14 @@ import typer.main
 from app.cli import app
 from tests.cluster.argo import UnknownTag, substitute, tags, workflow_parameters
 from tests.cluster.documents import ROOT, WORKFLOWS, Document, render
-from tests.cluster.references import Cluster, cluster_problems, cron_problems, walk, workflow_problems
+from tests.cluster.references import (
+    Cluster,
+    cluster_problems,
+    cron_problems,
+    repository_problems,
+    walk,
+    workflow_problems,
+)
 from tests.cluster.schemas import argo_problems, crds, kubernetes_problems
 
 EXAMPLE = "k8s/base/s3-credentials.example.yaml"
@@ -76,6 +83,10 @@ def all_problems(files: Mapping[str, list[Document]], root: Path, rendered: dict
         for item in [*objects, *files[EXAMPLE]]:
             yield from (f"{overlay}: {item.get('kind')}: {line}" for line in kubernetes_problems(item))
     yield from kustomization_problems(files)
+    for path, documents in files.items():  # also the one that every overlay replaces
+        for document in documents:
+            if document.get("metadata", {}).get("name") == "byol-artifacts":
+                yield from (f"{path}: {line}" for line in repository_problems(document))
     for overlay, cluster in clusters.items():
         example = [item for item in files[EXAMPLE] if cluster.get("Secret", item["metadata"]["name"]) is None]
         complete = Cluster([*cluster.objects, *example])
@@ -123,6 +134,9 @@ def kustomization_problems(files: Mapping[str, list[Document]]) -> Iterator[str]
                 name = other.rpartition("/")[2]
                 if other.rpartition("/")[0] == folder and other not in (path, EXAMPLE) and name not in taken:
                     yield f"{path}: does not take {name}"
+            [own] = [item["metadata"].get("name") for item in files["k8s/base/namespace.yaml"]]
+            if document.get("kind") == "Kustomization" and document.get("namespace") != own:
+                yield f"{path}: namespace {document.get('namespace')}, not {own}"
             generators = document.get("secretGenerator", []) + document.get("configMapGenerator", [])
             for generator in generators:
                 if generator.get("options", {}).get("disableNameSuffixHash") is not True:

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from tests.cluster.argo import ENDS, UnknownTag, substitute, tags, tasks_of, workflow_parameters
-from tests.cluster.documents import Document, StrictLoader, strict_json
+from tests.cluster.argo import ENDS, UnknownTag, retries, substitute, tags, tasks_of, workflow_parameters
+from tests.cluster.documents import ROOT, Document, StrictLoader, strict_json
 from tests.cluster.schemas import kubernetes_problems
 
 KEYS_OF_PRETRAIN = {"key", "method", "seed", "trained", "frozen"}  # of pretrain.json, which `plan --out` writes
@@ -29,9 +29,30 @@ FILES_OF_REPORT = {"index.html"}
 GLOBALS = {"workflow.name", "workflow.namespace", "workflow.uid"}
 PULL_POLICIES = {"Always", "IfNotPresent", "Never"}
 RESOURCES = {"cpu", "memory", "ephemeral-storage", "nvidia.com/gpu", "storage", "pods", "persistentvolumeclaims"}
+# How a pod may end, as Argo words it, and whether another try is worth it: phase, message, exit code.
+WORTH_A_TRY = {
+    ("Error", "pod deleted", -1): True,
+    ("Error", "", -1): True,
+    ("Failed", "The node was low on resource: memory. Threshold quantity: 100Mi", 1): True,
+    ("Failed", "Pod was terminated in response to imminent node shutdown.", 143): True,
+    ("Failed", "Preempted in order to admit critical pod", 1): True,
+    ("Failed", "Pod was evicted", 1): True,
+    ("Failed", "Error (exit code 69)", 69): True,
+    ("Failed", "Error (exit code 75)", 75): True,
+    ("Failed", "Error (exit code 137)", 137): True,
+    ("Failed", "Error (exit code 143)", 143): True,
+    ("Failed", "OOMKilled (exit code 137)", 137): False,
+    ("Failed", "Error (exit code 2)", 2): False,
+    ("Failed", "Error (exit code 66)", 66): False,
+    ("Failed", "Error (exit code 70)", 70): False,
+    ("Failed", "Error (exit code 76)", 76): False,
+    ("Failed", "Pod was active on the node longer than the specified deadline", -1): False,
+}
 QUANTITIES = ("requests", "limits", "default", "defaultRequest", "hard")
 CLUSTER_WIDE = {"Namespace", "PriorityClass"}
 NAMESPACES = {"kube-system", "argo"}
+PLACES = ("/scratch", "/dev/shm")
+RBAC = "rbac.authorization.k8s.io"
 S3_VARIABLES = {
     *("AWS_REGION", "AWS_ENDPOINT_URL_S3", "AWS_STS_REGIONAL_ENDPOINTS", "AWS_REQUEST_CHECKSUM_CALCULATION"),
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
@@ -75,6 +96,12 @@ def walk(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...
     yield path, tree
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
         yield from walk(value, (*path, key))
+
+
+def cache_folder() -> str:
+    """Where the image keeps its caches."""
+    [folder] = re.findall(r"\bXDG_CACHE_HOME=(\S+)", (ROOT / "Dockerfile").read_text("utf-8"))
+    return str(folder)
 
 
 # --- workflows --------------------------------------------------------------------------------------
@@ -226,8 +253,15 @@ def _container_problems(template: Document, spec: Document, cluster: Cluster) ->
     paths = [mount["mountPath"] for mount in container.get("volumeMounts", [])]
     if len(set(paths)) < len(paths):
         yield "two volumes are mounted at one place"
-    if not {"/scratch", "/dev/shm"} <= set(paths):
-        yield "/scratch and /dev/shm have to be mounts: the root file system is read-only"
+    if not {*PLACES, cache_folder()} <= set(paths):
+        yield f"{', '.join(PLACES)} and {cache_folder()} have to be mounts: the root file system is read-only"
+    for ending, wanted in WORTH_A_TRY.items():
+        try:
+            if retries(template.get("retryStrategy", {}).get("expression", ""), *ending) != wanted:
+                yield f"retryStrategy: {'no' if wanted else 'a'} try after {ending}"
+        except UnknownTag as error:
+            yield f"retryStrategy: Argo knows no {error}"
+            break
     if (name := template.get("priorityClassName")) and cluster.get("PriorityClass", name) is None:
         yield f"no priority class {name}"
     enums = {p["name"]: p.get("enum", [p.get("value")]) for p in spec["arguments"]["parameters"]}
@@ -271,6 +305,8 @@ def _patch_problems(template: Document, spec: Document, cluster: Cluster) -> Ite
         yield from (f"podSpecPatch: {line}" for line in quantity_problems(pod))
         if not {"terminationGracePeriodSeconds", "nodeSelector", "tolerations"} <= patch.keys():
             yield "podSpecPatch: grace, node selector and tolerations belong there"
+        elif not int(values["workflow.parameters.grace-seconds"]) < patch["terminationGracePeriodSeconds"]:
+            yield "podSpecPatch: the pod is killed before its job has used up its grace"
 
 
 def _output_problems(templates: Mapping[str, Document], referred: set[str]) -> Iterator[str]:
@@ -365,8 +401,9 @@ def cluster_problems(cluster: Cluster, read_parameters: set[str], job_labels: Ma
 
 
 def _binding_problems(item: Document, cluster: Cluster) -> Iterator[str]:
-    if cluster.get(item["roleRef"].get("kind", ""), item["roleRef"].get("name", "")) is None:
-        yield f"no {item['roleRef']}"
+    role = item["roleRef"]
+    if cluster.get(role.get("kind", ""), role.get("name", "")) is None or role.get("apiGroup") != RBAC:
+        yield f"no {role}"
     for subject in item["subjects"]:
         if cluster.get(subject.get("kind", ""), subject.get("name", "")) is None:
             yield f"no {subject}"
@@ -408,6 +445,10 @@ def _stateful_problems(item: Document, cluster: Cluster) -> Iterator[str]:
                 yield f"{probe}: no port {container[probe]['httpGet']['port']}"
             if container[probe]["httpGet"]["path"] != "/healthz":
                 yield f"{probe}: SeaweedFS answers under /healthz"
+        paths = {mount["mountPath"] for mount in container.get("volumeMounts", [])}
+        folders = {"/tmp", *(arg.removeprefix("-dir=") for arg in container["args"] if arg.startswith("-dir="))}
+        if paths != folders:
+            yield f"the server writes to {sorted(folders)}, and {sorted(paths)} are mounts"
         if f"-s3.port={ports.get('s3')}" not in container["args"]:
             yield "the server's port is another one than the container's"
 
@@ -466,18 +507,33 @@ def _s3_problems(cluster: Cluster) -> Iterator[str]:
     default = artifacts["metadata"].get("annotations", {}).get("workflows.argoproj.io/default-artifact-repository")
     if default not in artifacts["data"]:
         yield f"ConfigMap byol-artifacts: no repository {default}"
+    if problems := list(repository_problems(artifacts)):
+        yield from problems
+        return
     for text in artifacts["data"].values():
-        repository = yaml.load(text, StrictLoader)
-        if unknown := repository.keys() - REPOSITORY | repository.get("s3", {}).keys() - REPOSITORY_S3:
-            yield f"ConfigMap byol-artifacts: unknown {sorted(unknown)}"
-            continue
-        if unknown := set(tags(repository["s3"]["keyFormat"])) - {"workflow.namespace", "workflow.name", "pod.name"}:
-            yield f"ConfigMap byol-artifacts: Argo knows no {sorted(unknown)}"
-        if "://" in repository["s3"]["endpoint"]:
-            yield "ConfigMap byol-artifacts: Argo wants an endpoint without a scheme"
-        endpoints += [repository["s3"]["endpoint"]] if "svc.cluster.local" in repository["s3"]["endpoint"] else []
+        s3 = yaml.load(text, StrictLoader)["s3"]
+        endpoints += [s3["endpoint"]] if "svc.cluster.local" in s3["endpoint"] else []
         for field in ("accessKeySecret", "secretKeySecret"):
-            reference = repository["s3"].get(field)
-            if reference and reference.get("key") not in cluster.data("Secret", str(reference.get("name"))):
+            if (reference := s3.get(field)) and reference["key"] not in cluster.data("Secret", reference["name"]):
                 yield f"ConfigMap byol-artifacts: no {reference}"
     yield from (f"no service {endpoint}" for endpoint in endpoints if endpoint not in services)
+
+
+def repository_problems(artifacts: Document) -> Iterator[str]:
+    """Problems of the artifact repositories in a ConfigMap, whatever is around it."""
+    for text in artifacts["data"].values():
+        repository = yaml.load(text, StrictLoader)
+        if set(repository) != REPOSITORY:
+            yield f"ConfigMap byol-artifacts: has {sorted(repository)}, not {sorted(REPOSITORY)}"
+            continue
+        s3 = repository["s3"]
+        if wrong := (s3.keys() - REPOSITORY_S3) | ({"bucket", "endpoint", "keyFormat"} - s3.keys()):
+            yield f"ConfigMap byol-artifacts: unknown or missing {sorted(wrong)}"
+            continue
+        if unknown := set(tags(s3["keyFormat"])) - {"workflow.namespace", "workflow.name", "pod.name"}:
+            yield f"ConfigMap byol-artifacts: Argo knows no {sorted(unknown)}"
+        if "://" in s3["endpoint"]:
+            yield "ConfigMap byol-artifacts: Argo wants an endpoint without a scheme"
+        keys = [s3.get(field, {}) for field in ("accessKeySecret", "secretKeySecret")]
+        if any(key and set(key) != {"name", "key"} for key in keys) or (keys != [{}, {}]) == ("useSDKCreds" in s3):
+            yield "ConfigMap byol-artifacts: keys from a Secret, or the pod's own identity"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import subprocess
 import time
@@ -107,11 +108,11 @@ def test_a_study_runs_locked_up_with_nothing_but_s3(s3: tuple[str, str]) -> None
         "AWS_REGION=eu-central-1",
     ]
     store = "s3://byol/studies"
-    result = docker("run", "--rm", *jobs, IMAGE, "run", "--preset", "smoke", "--store", store, *TINY)
+    result = docker("run", "--rm", *jobs, IMAGE, "run", "--preset", "smoke", "--store", store)
     [report] = [line for line in result.stdout.splitlines() if line.startswith("report: ")]
     assert report.startswith(f"report: {store}/runs/smoke-")
     listed = docker("run", "--rm", *jobs, IMAGE, "ls", "--store", store).stdout
-    assert ": 3 of 3 jobs done" in listed
+    assert re.search(r": (\d\d) of \1 jobs done", listed), listed
     reach = "import socket; socket.create_connection(('1.1.1.1', 443), 3)"
     assert docker("run", "--rm", *jobs, "--entrypoint", "python", IMAGE, "-c", reach, check=False).returncode != 0
 

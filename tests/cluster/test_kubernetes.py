@@ -63,6 +63,37 @@ def test_the_default_denies_everything(rendered: dict[str, Path]) -> None:
         assert policies["default-deny"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
+UNITS = {"m": 1e-3, "": 1.0, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
+
+
+def amount(quantity: str) -> float:
+    digits = quantity.rstrip("miMGT")
+    return float(digits) * UNITS[quantity[len(digits) :]]
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_the_quota_has_room_for_what_the_semaphores_let_run(rendered: dict[str, Path], device: str) -> None:
+    """The most pods at a time: all that the device allows, and beside them the widest choice of frozen shards."""
+    cluster = Cluster(load(rendered[OVERLAYS[0]].read_text()))
+    slots = {key: int(value) for key, value in cluster.data("ConfigMap", "byol-limits").items()}
+    hard = {key: amount(value) for key, value in cluster.by_kind["ResourceQuota"]["byol"]["spec"]["hard"].items()}
+    [argo] = cluster.by_kind["LimitRange"]["byol"]["spec"]["limits"]  # of the container that Argo adds to a pod
+    [workflow] = load((ROOT / "workflows/full.yaml").read_text("utf-8"))
+    given = {p["name"]: p.get("value", "") for p in workflow["spec"]["arguments"]["parameters"]}
+    on_device = slots[f"device-{device}"]
+    others = max(value for key, value in slots.items() if key.startswith("concurrency-")) + 1  # fetch-data, plan, …
+    pods = on_device + others
+
+    def together(resource: str, beside: str) -> float:
+        ours = on_device * amount(given[f"gpu-{resource}"]) + others * amount(given[f"cpu-{resource}"])
+        return ours + pods * amount(beside)
+
+    assert pods <= min(hard["pods"], workflow["spec"]["parallelism"])
+    assert together("cpu", argo["defaultRequest"]["cpu"]) <= hard["requests.cpu"]
+    assert together("memory", argo["default"]["memory"]) <= min(hard["requests.memory"], hard["limits.memory"])
+    assert slots["device-cuda"] * int(given["gpus"]) <= hard["requests.nvidia.com/gpu"]
+
+
 @pytest.mark.s3
 def test_the_development_server_starts_with_its_own_arguments(rendered: dict[str, Path], tmp_path: Path) -> None:
     """The command of the StatefulSet, with other ports and folder, answers its own probe and wants its keys."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from urllib3.exceptions import MaxRetryError, SSLError
 
 from app import argo, cli
+from app.errors import StorageError
 from tests.cluster.documents import ROOT
 from tests.cluster.schemas import argo_problems, crds
 
@@ -29,6 +32,7 @@ class Stub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.created: list[dict[str, Any]] = []
         self.steps: list[dict[str, Any]] = []
+        self.failures = 0  # answers to GET that are to be 503
 
     @property
     def url(self) -> str:
@@ -67,7 +71,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if not self.allowed():
             return
-        if self.path == "/api/v1/workflows/byol/byol-full-x7k2p":
+        if self.server.failures:
+            self.server.failures -= 1
+            self.answer(503, {"code": 14, "message": "upstream is away"})
+        elif self.path == "/api/v1/workflows/byol/byol-full-x7k2p":
             steps = self.server.steps
             self.answer(200, steps.pop(0) if len(steps) > 1 else steps[0])
         else:
@@ -139,6 +146,34 @@ def test_a_failed_workflow_says_what_failed(server, call):
     code, _, err = call(FULL)
     assert code == 66
     assert "byol-full-x7k2p: Failed: pretrain (OOMKilled (exit code 137))" in err.splitlines()[-1]
+
+
+def test_a_server_that_is_away_for_a_while_is_asked_again(server, call):
+    server.steps, server.failures = [RUNNING, DONE], 3
+    code, out, err = call(FULL)
+    assert (code, server.failures) == (0, 0), err
+    assert out.splitlines()[-1] == f"report: {REPORT}"
+
+
+def test_after_too_long_it_says_that_the_workflow_goes_on(server, monkeypatch):
+    server.failures = 2
+    client = argo.ArgoServer(server.url, "byol")
+    with pytest.raises(StorageError, match=r"upstream is away.*byol-full-x7k2p goes on meanwhile"):
+        argo.follow(client, "byol-full-x7k2p", patience_seconds=0)
+    assert server.failures == 1
+
+
+def test_an_unknown_certificate_is_said(server, call, monkeypatch):
+    """As Argo's server signs its own."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        error = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
+        raise MaxRetryError(None, "/", SSLError(error))
+
+    monkeypatch.setattr("urllib3.PoolManager.request", refuse)
+    code, _, err = call(FULL)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "set ARGO_INSECURE_SKIP_VERIFY=true" in err
 
 
 def test_without_waiting_it_prints_where_to_look(server, call):

@@ -10,10 +10,10 @@ import pytest
 
 from app.config import load_config
 from app.stages.experiment import Run
+from app.stages.fan_out import write_fan_out
 from app.stages.plan import list_jobs
-from app.stages.shard import write_fan_out
 from app.storage import FolderStore
-from tests.cluster.argo import UnknownTag, evaluate, substitute, truth
+from tests.cluster.argo import UnknownTag, evaluate, retries, substitute, truth
 from tests.cluster.checks import OVERLAYS, all_problems, commands, parse, workspace
 from tests.cluster.documents import ROOT, WORKFLOWS, load, render, shipped
 from tests.cluster.references import FILES_OF_PLAN, KEYS_OF_PRETRAIN, Cluster
@@ -101,3 +101,7 @@ def test_the_emulator_knows_what_it_does_not_know() -> None:
     assert evaluate(choice, {"workflow.parameters.a": "L4"}) == '["L4"]'
     assert truth("a.Succeeded && (b.Failed || !c.Omitted)", {"a": "Succeeded", "b": "Failed", "c": "Omitted"})
     assert not truth("a && b.Failed", {"a": "Failed", "b": "Failed"})
+    assert retries('asInt(lastRetry.exitCode) in [75] && !(lastRetry.message contains "x")', "Failed", "y", 75)
+    for wrong in ('lastRetry.state == "Error"', 'lastRetry.status = "Error"', "toInt(lastRetry.exitCode) in [75]", "x"):
+        with pytest.raises(UnknownTag):
+            retries(wrong, "Error", "", 75)
