@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import kornia.enhance
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -253,6 +252,8 @@ def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_hue(x: Tensor, turns: Tensor) -> Tensor:
     """Turn the hue of RGB images by ``turns`` (B,) of a full circle."""
+    import kornia.enhance  # gray images, which have no hue, do without its import
+
     turned: Tensor = kornia.enhance.adjust_hue(x, turns * 2 * math.pi)
     return turned
 

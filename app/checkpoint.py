@@ -40,9 +40,17 @@ def save_checkpoint(
     Raises:
         LostClaim: a later owner has saved, or taken over, the job's checkpoints.
     """
+    _publish_packed(store, folder, step, pack(state), keep=keep, generation=generation)
+
+
+def pack(state: dict[str, Any]) -> memoryview:
+    """Pack a state as ``torch.save`` does, in memory: as large as its tensors, and apart from them."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    data = buffer.getbuffer()  # no copy: a checkpoint can be hundreds of megabytes
+    return buffer.getbuffer()  # no copy: a checkpoint can be hundreds of megabytes
+
+
+def _publish_packed(store: Store, folder: str, step: int, data: memoryview, *, keep: int, generation: int) -> None:
     name = f"checkpoints/{step:08d}-{secrets.token_hex(4)}.pt"
     store.write(f"{folder}/{name}", data)
     entry = {"step": step} | pointer(name, data)
@@ -91,7 +99,7 @@ def _move_pointer(
 
 
 class CheckpointWriter:
-    """Saves checkpoints while training goes on: one at a time, from a snapshot of the tensors.
+    """Saves checkpoints while training goes on: one at a time, packed at once and written in the background.
 
     Args:
         store: where to.
@@ -124,8 +132,8 @@ class CheckpointWriter:
     def submit(self, step: int, state: dict[str, Any]) -> None:
         """Begin to save a checkpoint; waits for the one before, if that is still being written."""
         self.flush()
-        copy = snapshot(state)
-        self._thread = threading.Thread(target=self._write, args=(step, copy), name="checkpoint", daemon=True)
+        # Packing is the copy that training may go on beside: one made before it would double the memory.
+        self._thread = threading.Thread(target=self._write, args=(step, pack(state)), name="checkpoint", daemon=True)
         self._thread.start()
 
     def flush(self, timeout: float | None = None) -> None:
@@ -143,24 +151,13 @@ class CheckpointWriter:
                 )
         self.check()
 
-    def _write(self, step: int, state: dict[str, Any]) -> None:
+    def _write(self, step: int, data: memoryview) -> None:
         try:
             self._confirm()
-            save_checkpoint(self._store, self._folder, step, state, keep=self._keep, generation=self._generation)
+            _publish_packed(self._store, self._folder, step, data, keep=self._keep, generation=self._generation)
             self.saved_step = step
         except Exception as error:  # it is raised where the training looks, by ``check``
             self._error = error
-
-
-def snapshot(value: Any) -> Any:
-    """Copy tensors (to the CPU) and containers, so that training can go on changing the originals."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: snapshot(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(snapshot(item) for item in value)
-    return value
 
 
 def load_checkpoint(store: Store, folder: str, *, warn: Callable[[str], None]) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.checkpoint import CheckpointWriter, load_checkpoint, save_checkpoint, snapshot
+from app.checkpoint import CheckpointWriter, load_checkpoint, pack, save_checkpoint
 from app.claims import LostClaim
 from app.config import load_config
 from app.errors import Interrupted, StorageError, UsageError
@@ -239,19 +240,17 @@ def test_taking_over_marks_the_checkpoints(store: FolderStore) -> None:
         assert read_json(store, f"{FOLDER}/latest.json")["generation"] == 5
 
 
-def test_a_snapshot_is_apart_from_the_original() -> None:
+def test_what_is_packed_is_apart_from_the_original() -> None:
     images = torch.rand(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
-    value = {"a": [images, 1, "x", None], "b": (2.5, {"c": torch.ones(2, requires_grad=True)})}
-    copy = snapshot(value)
-    assert torch.equal(copy["a"][0], images)
+    value = {"a": [images, 1, "x", None], "b": (2.5, {"c": torch.ones(2)})}
+    packed = pack(value)
+    images.zero_()
+    value["a"].append(3)
+    copy = torch.load(io.BytesIO(packed), weights_only=True)
+    assert copy["a"][0].sum() > 0
     assert copy["a"][0].stride() == images.stride(), "the memory layout decides the order of sums"
     assert copy["a"][1:] == [1, "x", None]
     assert copy["b"][0] == 2.5
-    assert not copy["b"][1]["c"].requires_grad
-    images.zero_()
-    value["a"].append(3)
-    assert copy["a"][0].sum() > 0
-    assert len(copy["a"]) == 4
 
 
 def test_the_writer_writes_what_was_there_when_asked(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:

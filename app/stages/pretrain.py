@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from app import metrics
@@ -185,6 +186,13 @@ def augmentation_of(config: Config, method: str) -> Augmentation:
     return Augmentation(**config.views.model_dump(), **plus)
 
 
+def resident(images: NDArray[np.uint8], device: str) -> Tensor:
+    """Return images as a tensor on the device; those of a file that is mapped into memory are read into it."""
+    if isinstance(images, np.memmap) or not images.flags.writeable:
+        images = images.copy()
+    return torch.from_numpy(images).to(device)
+
+
 class Trainer:
     """The state of a pretraining and its one move, ``advance``.
 
@@ -217,7 +225,7 @@ class Trainer:
         self.steps_per_epoch = self.per_epoch / settings.accumulate
         self.images_per_step = settings.batch_size * settings.accumulate
         self.log_every = max(1, round(self.steps_per_epoch / LOGS_PER_EPOCH))
-        self.images = torch.from_numpy(data.images.copy()).to(device)
+        self.images = resident(data.images, device)
         self.monitor = Monitor(monitor, config, device) if monitor else None
         torch.manual_seed(generator("weights", seed).initial_seed())
         network = config.network

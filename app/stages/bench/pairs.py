@@ -9,10 +9,12 @@ import torch
 
 from app.config import Config
 from app.data import Dataset
-from app.downstream import PROTOCOLS, Labelled, Protocol, Recipe, fit, n_outputs
+from app.downstream import Labelled, Recipe, fit, n_outputs
 from app.networks import Classifier, Encoder
+from app.protocols import PROTOCOLS, Protocol
 from app.runtime import Progress, choose_device, prepare
-from app.stages.bench.step import Ours, endless_trainer, noise, now
+from app.stages.bench.step import Ours, endless_trainer, noise
+from app.stages.bench.turns import now
 from app.stages.experiment import Run, load_labelled
 from app.stages.fallback import settle_data
 from app.storage import Store

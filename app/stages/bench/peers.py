@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
-from collections.abc import Generator
-from importlib import import_module
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from app.config import Config
 from app.data import Unlabelled
 from app.errors import UsageError
 from app.networks import to_float
-from app.stages.bench.step import Contender, now
+from app.stages.bench.turns import Contender, now
 
 
 def build_peers(config: Config, data: Unlabelled, device: str) -> list[Contender]:
@@ -34,9 +34,10 @@ def build_peers(config: Config, data: Unlabelled, device: str) -> list[Contender
     return [ByolPytorch(config, data, device), Lightly(config, data, device)]
 
 
-def _library(name: str) -> Any:
+@contextlib.contextmanager
+def _installed() -> Iterator[None]:
     try:
-        return import_module(name)
+        yield
     except ImportError as error:
         raise UsageError(f"bench --peers: {error}; install them by pip install 'byol-med[peers]'") from error
 
@@ -51,10 +52,12 @@ class ByolPytorch:
     name = "byol-pytorch"
 
     def __init__(self, config: Config, data: Unlabelled, device: str) -> None:
+        with _installed():
+            from byol_pytorch import BYOL
         network = config.network
         self.device, self.batch = device, config.pretrain.batch_size
         self.images = torch.from_numpy(data.images).to(device)
-        self.learner = _library("byol_pytorch").BYOL(
+        self.learner = BYOL(
             torchvision.models.get_model(network.architecture, weights=None).to(device),
             image_size=data.size,
             hidden_layer="avgpool",
@@ -93,15 +96,17 @@ class Lightly:
     warm_up = 6
 
     def __init__(self, config: Config, data: Unlabelled, device: str) -> None:
+        with _installed():
+            from lightly.loss import NegativeCosineSimilarity
+            from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
+            from lightly.models.utils import deactivate_requires_grad, update_momentum
+            from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
         network = config.network
         self.device, self.batch = device, config.pretrain.batch_size
-        _library("lightly")
-        transforms = import_module("lightly.transforms.byol_transform")
-        modules, utilities = import_module("lightly.models.modules"), import_module("lightly.models.utils")
-        self.update_momentum = utilities.update_momentum
-        transform = transforms.BYOLTransform(
-            view_1_transform=transforms.BYOLView1Transform(input_size=data.size, gaussian_blur=0.0),
-            view_2_transform=transforms.BYOLView2Transform(input_size=data.size, gaussian_blur=0.0),
+        self.update_momentum = update_momentum
+        transform = BYOLTransform(
+            view_1_transform=BYOLView1Transform(input_size=data.size, gaussian_blur=0.0),
+            view_2_transform=BYOLView2Transform(input_size=data.size, gaussian_blur=0.0),
         )
         self.loader = torch.utils.data.DataLoader(
             _Pictures(data, transform),
@@ -113,13 +118,13 @@ class Lightly:
         resnet = torchvision.models.get_model(network.architecture, weights=None)
         self.backbone = nn.Sequential(*list(resnet.children())[:-1]).to(device)
         width, hidden = resnet.fc.in_features, network.projector_hidden
-        self.projection_head = modules.BYOLProjectionHead(width, hidden, network.projection).to(device)
-        self.prediction_head = modules.BYOLPredictionHead(network.projection, hidden, network.projection).to(device)
+        self.projection_head = BYOLProjectionHead(width, hidden, network.projection).to(device)
+        self.prediction_head = BYOLPredictionHead(network.projection, hidden, network.projection).to(device)
         self.backbone_momentum = copy.deepcopy(self.backbone)
         self.projection_head_momentum = copy.deepcopy(self.projection_head)
-        utilities.deactivate_requires_grad(self.backbone_momentum)
-        utilities.deactivate_requires_grad(self.projection_head_momentum)
-        self.criterion = import_module("lightly.loss").NegativeCosineSimilarity()
+        deactivate_requires_grad(self.backbone_momentum)
+        deactivate_requires_grad(self.projection_head_momentum)
+        self.criterion = NegativeCosineSimilarity()
         trained = nn.ModuleList([self.backbone, self.projection_head, self.prediction_head])
         self.optimizer = torch.optim.SGD(trained.parameters(), lr=0.06)
 

@@ -7,11 +7,10 @@ import resource
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +21,8 @@ from app.config import Config
 from app.data import Unlabelled
 from app.networks import Encoder
 from app.runtime import Progress, choose_device, environment, prepare
+from app.stages.bench.peers import build_peers
+from app.stages.bench.turns import Contender, now
 from app.stages.pretrain import Trainer
 from app.storage import FolderStore
 
@@ -32,19 +33,6 @@ NETWORK = ("forward", "backward")
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class Contender(Protocol):
-    """Something that pretrains by BYOL.
-
-    Attributes:
-        name: of the library; ``ours``.
-    """
-
-    name: str
-
-    def turn(self, steps: int) -> float:
-        """Do ``steps`` steps after some that do not count; return seconds a step."""
 
 
 def bench_step(
@@ -66,8 +54,6 @@ def bench_step(
     Raises:
         UsageError: a peer is not installed, or no GPU is there.
     """
-    from app.stages.bench.peers import build_peers
-
     device = choose_device(config.runtime.device)
     prepare(device, config.runtime.threads)
     progress = Progress("bench")
@@ -218,13 +204,6 @@ def gemm_rate(device: str, repeats: int = 5) -> float:
         a @ b
         times.append(now(device) - begin)
     return 2 * GEMM**3 / statistics.median(times[1:])
-
-
-def now(device: str) -> float:
-    """Return the time, once the device has done all that it was given."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 class Ours:
