@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -182,14 +183,59 @@ def few_products(x: Tensor, weight: Tensor, stride: int, *, plain: bool = False)
     Returns:
         (N, O, H', W'), in channels-last order; as ``F.conv2d``.
     """
-    count, channels, height, width = x.shape
-    kernel = weight.shape[2]
-    t_rows, g_rows, s_rows, rows = axis_matrices(height, kernel, stride, plain, x.dtype)
-    t_columns, g_columns, s_columns, columns = axis_matrices(width, kernel, stride, plain, x.dtype)
-    pixels = both_axes(t_rows, t_columns, x.permute(2, 3, 0, 1))
-    kernels = both_axes(g_rows, g_columns, weight[:, :, rows, columns].permute(2, 3, 0, 1))
-    products = torch.bmm(pixels.view(-1, count, channels), kernels.view(len(g_rows) * len(g_columns), -1, channels).mT)
-    out = both_axes(s_rows, s_columns, products.view(len(t_rows), len(t_columns), count, -1))
+    out: Tensor = FewProducts.apply(x, weight, stride, plain)
+    return out
+
+
+class FewProducts(torch.autograd.Function):
+    """``few_products`` with its gradient, for which ``x`` is transformed anew: kept, it would be the larger."""
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")  # type: ignore[untyped-decorator]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, plain: bool) -> Tensor:
+        """Return ``S ((G w) * (T x))``."""
+        ctx.save_for_backward(x, weight)
+        ctx.axes = tuple(axis_matrices(size, weight.shape[2], stride, plain, x.dtype) for size in x.shape[2:])
+        return back(ctx.axes, torch.bmm(pixels(ctx.axes, x), kernels(ctx.axes, weight).mT), len(x))
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        """Return the gradients of ``x`` and ``weight``: each matrix transposed, in the opposite order."""
+        x, weight = ctx.saved_tensors
+        (t_rows, g_rows, s_rows, rows), (t_columns, g_columns, s_columns, columns) = ctx.axes
+        products = both_axes(s_rows.T, s_columns.T, gradients[0].permute(2, 3, 0, 1)).flatten(0, 1)
+        of_x = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_pixels = torch.bmm(products, kernels(ctx.axes, weight))
+            of_x = both_axes(t_rows.T, t_columns.T, of_pixels.view(len(t_rows), len(t_columns), *of_pixels.shape[1:]))
+            of_x = of_x.permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
+        if ctx.needs_input_grad[1]:
+            of_kernels = torch.bmm(products.mT, pixels(ctx.axes, x))
+            taps = both_axes(g_rows.T, g_columns.T, of_kernels.view(len(g_rows), len(g_columns), *of_kernels.shape[1:]))
+            of_weight = torch.zeros_like(weight)
+            of_weight[:, :, rows, columns] = taps.permute(2, 3, 0, 1)
+        return of_x, of_weight, None, None
+
+
+Axes = tuple[tuple[Tensor, Tensor, Tensor, slice], tuple[Tensor, Tensor, Tensor, slice]]
+
+
+def pixels(axes: Axes, x: Tensor) -> Tensor:
+    """Transform (N, C, H, W) to the pixels' side of the products, (p * p, N, C)."""
+    return both_axes(axes[0][0], axes[1][0], x.permute(2, 3, 0, 1)).flatten(0, 1)
+
+
+def kernels(axes: Axes, weight: Tensor) -> Tensor:
+    """Transform (O, C, k, k) to the kernels' side of the products, (p * p, O, C)."""
+    (_, g_rows, _, rows), (_, g_columns, _, columns) = axes
+    return both_axes(g_rows, g_columns, weight[:, :, rows, columns].permute(2, 3, 0, 1)).flatten(0, 1)
+
+
+def back(axes: Axes, products: Tensor, count: int) -> Tensor:
+    """Transform the products, (p * p, N, O), to (N, O, H', W')."""
+    s_rows, s_columns = axes[0][2], axes[1][2]
+    out = both_axes(s_rows, s_columns, products.view(s_rows.shape[1], s_columns.shape[1], count, -1))
     return out.permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
 
 
