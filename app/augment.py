@@ -251,10 +251,25 @@ def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of RGB images by ``turns`` (B,) of a full circle."""
-    import kornia.enhance  # gray images, which have no hue, do without its import
+    """Turn the hue of RGB images by ``turns`` (B,) of a full circle; value and saturation of HSV stay.
 
-    turned: Tensor = kornia.enhance.adjust_hue(x, turns * 2 * math.pi)
+    With hue ``h`` in sixths of a turn, value ``v`` and chroma ``c``, a channel is
+    ``v - c * clamp(min(k, 4 - k), 0, 1)``, ``k = (n + h) mod 6``, n = 5, 3, 1 for red, green, blue.
+    """
+    red, green, blue = x.unbind(1)
+    value = x.amax(1)
+    chroma = value - x.amin(1)
+    divisor = chroma.clamp_min(1e-12)  # a gray pixel has no hue, and whatever is taken for it is multiplied by 0
+    sixths = torch.where(
+        value == red,
+        (green - blue) / divisor,
+        torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
+    )
+    sixths = sixths + 6 * turns[:, None, None]
+    turned = torch.empty_like(x)
+    for channel, n in enumerate((5, 3, 1)):
+        k = torch.remainder(sixths + n, 6)
+        torch.addcmul(value, chroma, torch.minimum(k, 4 - k).clamp_(0, 1), value=-1, out=turned[:, channel])
     return turned
 
 

@@ -425,6 +425,24 @@ def bench_images(
         print(line)
 
 
+@bench_app.command(name="views", epilog=example("bench views --channels 3"))
+def bench_views(
+    channels: Channels = 1,
+    rounds: Rounds = 5,
+    steps: Steps = 8,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Compare the views with kornia's operations of the same settings."""
+    from app.stages.bench.pairs import bench_views as measure
+
+    config = _config(preset, overrides, None, None, None, device, threads)
+    for line in measure(config, channels=channels, rounds=rounds, steps=steps):
+        print(line)
+
+
 @bench_app.command(epilog=example("bench checkpoint --preset demo --store s3://bucket/prefix --every 60"))
 def checkpoint(
     store: StoreOption = "runs",

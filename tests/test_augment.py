@@ -26,7 +26,10 @@ from app.augment import (
     warp,
 )
 from app.config import load_config
+from app.data.phantoms import draw_phantoms
 from app.draws import generator
+from app.networks import to_float
+from app.stages.bench.kornia_views import kornia_views
 from app.stages.pretrain import augmentation_of
 
 NOTHING = Augmentation(
@@ -271,6 +274,38 @@ def test_hole_is_the_square_it_says():
 
 
 # Views
+
+
+def described(views):
+    """Numbers that say what a view looks like, one per view: shades, edges along both axes, sides, colour."""
+    views = views.round(decimals=3)  # where one clips to 1, the other may reach 0.99999
+    gray = views.mean(1)
+    return {
+        "mean": gray.mean((1, 2)),
+        "spread": gray.flatten(1).std(1),
+        "darkest": gray.flatten(1).amin(1),
+        "brightest": gray.flatten(1).amax(1),
+        "vertical edges": (gray[:, :, 1:] - gray[:, :, :-1]).abs().mean((1, 2)),
+        "horizontal edges": (gray[:, 1:] - gray[:, :-1]).abs().mean((1, 2)),
+        "left and right": gray[:, :, :14].mean((1, 2)) - gray[:, :, 14:].mean((1, 2)),
+    } | ({"colour": views.std(1).mean((1, 2))} if views.shape[1] == 3 else {})
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_views_are_distributed_as_kornias(channels):
+    like = change(FULL, crop_scale=(0.3, 1.0), contrast=0.0, brightness=0.0, cutout=0.0)
+    shapes = draw_phantoms("dermamnist", (800, 20, 20), seed=0)["train_images"]
+    x = to_float(torch.from_numpy(shapes))
+    x = x[:, :1] if channels == 1 else x
+    torch.manual_seed(0)
+    theirs = described(kornia_views(like, 28)(x.expand(-1, 3, -1, -1))[:, :channels] * 2 - 1)
+    ours = described(torch.cat(two_views(like, x, generator("kornia"))))
+    for name, values in theirs.items():
+        assert stats.ks_2samp(ours[name], values).pvalue > 1e-3, name
+    # and the comparison would see a difference: smaller crops, stronger blur, no jitter
+    for fields in ({"crop_scale": (0.08, 1.0)}, {"blur": 1.0, "blur_sigma": (1.0, 2.0)}, {"jitter": 0.0}):
+        others = described(torch.cat(two_views(change(like, **fields), x, generator("kornia"))))
+        assert min(stats.ks_2samp(others[name], values).pvalue for name, values in theirs.items()) < 1e-3, fields
 
 
 def test_no_operation_leaves_the_normalised_image():

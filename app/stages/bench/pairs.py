@@ -101,3 +101,43 @@ def bench_images(config: Config, *, few: int, many: int, channels: int, rounds: 
 def _ratios(what: str, ones: list[float], others: list[float]) -> str:
     ratios = [one / other for one, other in zip(ones, others, strict=True)]
     return f"{what}: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} rounds)"
+
+
+def bench_views(config: Config, *, channels: int, rounds: int, steps: int) -> Iterator[str]:
+    """Compare our two views of a batch with kornia's operations of the same settings, one after the other.
+
+    Kornia gets what it needs, three channels, and draws per sample as we do.
+
+    Args:
+        config: of the views, the size of the images and of the batch.
+        channels: of the images.
+        rounds: pairs of turns.
+        steps: batches of a turn.
+    """
+    from app.stages.bench.kornia_views import kornia_views
+
+    device = choose_device(config.runtime.device)
+    prepare(device, config.runtime.threads)
+    trainer = endless_trainer(config, noise(config, config.pretrain.batch_size, channels), device)
+    images = trainer.images_of(0)
+    pipeline = kornia_views(trainer.augmentation, config.data.size)
+
+    def theirs(micro: int) -> None:
+        for _ in range(2):
+            pipeline(images.expand(-1, 3, -1, -1))
+
+    def ours(micro: int) -> None:
+        trainer.views(images, micro)
+
+    ways: dict[str, Callable[[int], None]] = {"ours": ours, "kornia": theirs}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds):
+        for name in list(ways) if number % 2 == 0 else list(ways)[::-1]:
+            ways[name](0)
+            begin = now(device)
+            for micro in range(steps):
+                ways[name](micro)
+            seconds[name].append((now(device) - begin) / steps)
+    for name, times in seconds.items():
+        yield f"two views of {config.pretrain.batch_size} images, {name}: {1000 * statistics.median(times):.1f} ms"
+    yield _ratios("kornia over ours", seconds["kornia"], seconds["ours"])
