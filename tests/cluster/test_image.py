@@ -76,7 +76,8 @@ def s3(names: list[str]) -> Iterator[tuple[str, str]]:
     names.append(server)
     docker(
         *("run", "--detach", "--name", server, "--network", network, "--read-only", "--cap-drop=ALL", *KEYS),
-        *("--env", "GOMEMLIMIT=300MiB", "--memory", "1g", "--tmpfs", "/data:mode=1777", "--env", "HOME=/data"),
+        # a volume and its owner: a study writes more than would fit into memory
+        *("--env", "GOMEMLIMIT=300MiB", "--memory", "1g", "--user", "0", "--volume", "/data", "--env", "HOME=/data"),
         *("--tmpfs", "/tmp", "--volume", f"{Path(tool('weed')).resolve()}:/weed:ro", "--entrypoint", "/weed", IMAGE),
         *("mini", "-dir=/data", "-ip=127.0.0.1", "-ip.bind=0.0.0.0", "-s3.port=8333", "-master.telemetry=false"),
         *("-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-bucket=byol"),
@@ -90,7 +91,7 @@ def s3(names: list[str]) -> Iterator[tuple[str, str]]:
     else:
         pytest.fail(docker("logs", server).stderr)
     yield network, f"http://{server}:8333"
-    docker("rm", "--force", server, check=False)
+    docker("rm", "--force", "--volumes", server, check=False)
     names.remove(server)
     docker("network", "rm", network, check=False)
 
