@@ -15,6 +15,7 @@ from app.stages.bench.checkpoint import Turn, _ratio, _summary, bench_checkpoint
 from app.storage import FolderStore
 from tests import small
 
+CORES = len(os.sched_getaffinity(0))
 SETTINGS = [
     "data.subset=32",
     "data.phantoms=never",
@@ -34,6 +35,7 @@ def test_turns_with_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [line.split(":")[0] for line in lines] == [
         "without checkpoints", "with checkpoints", "training time, with over without",
         "CPU time of this process, with over without", "checkpoint", "CPU time of the storage server, apart",
+        f"training time, with over without, had the server not shared our {CORES} busy cores",
     ]  # fmt: skip
     assert float(re.findall(r"\d\.\d{4}", lines[2])[0]) > 0.3
     assert float(re.findall(r"([\d.]+) MB", lines[4])[0]) > 0.5
@@ -46,6 +48,8 @@ def test_the_ratio_is_of_the_time_a_step_takes() -> None:
     text = "\n".join(_summary([plain], [saved], 5_000_000, True))
     assert "with over without: 1.0306" in text
     assert "1.50 s a checkpoint" in text
+    alone = ((10.1 - 1.5 / CORES) / 98) / 0.1  # what training would have taken with the cores to itself
+    assert text.endswith(f"busy cores: {alone:.4f}")
 
 
 def test_a_server_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,8 @@ def bench_checkpoint(
         config: what to train: its networks decide the size, its data may be phantoms.
         every: seconds from one checkpoint to the next.
         rounds: pairs of turns.
-        server: number of the storage server's process on this machine, to show its CPU time apart.
+        server: number of the storage server's process on this machine, to show its CPU time apart: while training
+            keeps every core busy, each of its seconds is one that training lost.
 
     Raises:
         UsageError: there is no process of that number.
@@ -117,6 +118,10 @@ def _summary(plain: list[Turn], saved: list[Turn], size: int, with_server: bool)
     if with_server:
         each = (_total(saved).server_cpu - _total(plain).server_cpu) / len(saved)
         yield f"CPU time of the storage server, apart: {each:.2f} s a checkpoint"
+        cores = len(os.sched_getaffinity(0))
+        lasted = _total(saved).seconds - (_total(saved).server_cpu - _total(plain).server_cpu) / cores
+        ratio = (lasted / _total(saved).steps) / (_total(plain).seconds / _total(plain).steps)
+        yield f"training time, with over without, had the server not shared our {cores} busy cores: {ratio:.4f}"
 
 
 def _total(turns: list[Turn]) -> Turn:
