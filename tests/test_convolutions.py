@@ -96,11 +96,11 @@ def sizes(monkeypatch):
 
 
 def test_large_maps_take_the_ordinary_way(sizes):
-    for size in (4, convolutions.LARGEST_MAP, convolutions.LARGEST_MAP + 1):
-        convolution()(torch.randn(2, 5, size, size))
-    for size in (convolutions.LARGEST_STRIDED_MAP, convolutions.LARGEST_STRIDED_MAP + 1):
-        convolution(2)(torch.randn(2, 5, size, size))
-    assert sizes == [(4, False), (convolutions.LARGEST_MAP, False), (convolutions.LARGEST_STRIDED_MAP, False)]
+    for (kernel, stride), largest in convolutions.LARGEST_MAP.items():
+        layer = SmallMapConv2d(5, 4, kernel, stride=stride, padding=kernel // 2, bias=False)
+        for size in (largest, largest + 1):
+            layer(torch.randn(2, 5, size, size))
+    assert sizes == [(8, False), (4, False), (2, False)]
 
 
 def test_in_bfloat16_no_pixels_are_added_up_before_the_product(sizes):
