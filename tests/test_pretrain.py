@@ -20,6 +20,7 @@ from app.stages import pretrain
 from app.stages.experiment import Run
 from app.stages.pretrain import Trainer
 from app.storage import FolderStore
+from tests import small
 
 SETTINGS = [
     "data.subset=64", "data.phantoms=never", "pretrain.epochs=3", "pretrain.batch_size=16", "runtime.threads=1",
@@ -220,3 +221,20 @@ def test_the_monitor_does_not_make_another_experiment(make_run):
     run = make_run("a")
     record = pretrain.run(run, method="byol", seed=0)
     assert pretrain.run(make_run("a", "data.monitor=null", "pretrain.monitor_every=2"), method="byol", seed=0) == record
+
+
+@pytest.mark.slow
+def test_a_compiled_pretraining_is_an_eager_one_to_rounding(make_run, monkeypatch):
+    """What torch.compile captures is what runs; the code generator behind it is torch's to test."""
+    small.use(monkeypatch.setattr)
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: original(self, backend="aot_eager"))
+    losses = []
+    for compile_ in ("never", "always"):
+        run = make_run(compile_, "pretrain.epochs=1", f"runtime.compile={compile_}")
+        record = pretrain.run(run, method="byol_plus", seed=0)
+        assert record is not None
+        assert record["environment"]["compiled"] == (compile_ == "always")
+        curves = run.store.read("runs/r/pretrain/byol_plus-s0/curves.jsonl").splitlines()
+        losses.append([json.loads(line)["loss"] for line in curves if b"loss" in line])
+    assert losses[1][:2] == pytest.approx(losses[0][:2], rel=1e-4)

@@ -182,3 +182,28 @@ def test_a_terminal_gets_a_bar_and_no_json(monkeypatch, capsys):
     assert "pretrain: begins" in err
     assert "{" not in err
     assert "1/3" in err
+
+
+# What is chosen by device
+
+
+def test_precision_by_device(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
+    assert runtime.precision_on("cuda", "auto") == "bfloat16"
+    assert runtime.precision_on("cpu", "auto") == "float32"
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
+    assert runtime.precision_on("cuda", "auto") == "float32"
+    for wanted in ("float32", "bfloat16"):
+        assert runtime.precision_on("cpu", wanted) == wanted
+
+
+def test_compilation_by_device_and_compiler(monkeypatch):
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert runtime.compiles_on("cuda", "auto")
+    assert not runtime.compiles_on("cuda", "never")
+    assert not runtime.compiles_on("cpu", "auto")
+    assert runtime.compiles_on("cpu", "always")
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
+    assert not runtime.compiles_on("cuda", "auto")
+    with pytest.raises(UsageError, match="there is no C compiler here"):
+        runtime.compiles_on("cpu", "always")

@@ -14,7 +14,7 @@ from tests.cluster.documents import Document
 
 TAG = re.compile(r"\{\{(=?)(.*?)\}\}", re.DOTALL)
 ENDS = {"Succeeded", "Failed", "Errored", "Skipped", "Omitted", "Daemoned", "AnySucceeded", "AllFailed"}
-CHOICE = re.compile(r"workflow\.parameters\['([^']+)'\] == ''\s+\?\s+'([^']*)'\s+:\s+(.*)", re.DOTALL)
+CHOICE = re.compile(r"workflow\.parameters\['([^']+)'\] == '([^']*)'\s+\?\s+'([^']*)'\s+:\s+(.*)", re.DOTALL)
 PIECE = re.compile(r"'([^']*)'|workflow\.parameters\['([^']+)'\]|(\s*\+\s*)")
 
 
@@ -23,11 +23,11 @@ class UnknownTag(Exception):
 
 
 def evaluate(expression: str, values: Mapping[str, str]) -> str:
-    """Evaluate an expression tag of the one shape we use: ``parameter == '' ? 'text' : 'text' + parameter``."""
+    """Evaluate an expression tag of the one shape we use: ``parameter == 'text' ? 'text' : 'text' + parameter``."""
     choice = CHOICE.fullmatch(expression.strip())
     if choice is None:
         raise UnknownTag(expression)
-    name, empty, other = choice.groups()
+    name, compared, then, other = choice.groups()
     parts, at = [], 0
     while at < len(other):
         piece = PIECE.match(other, at)
@@ -36,7 +36,7 @@ def evaluate(expression: str, values: Mapping[str, str]) -> str:
         text, parameter, _ = piece.groups()
         parts.append(text or (_value(f"workflow.parameters.{parameter}", values) if parameter else ""))
         at = piece.end()
-    return empty if _value(f"workflow.parameters.{name}", values) == "" else "".join(parts)
+    return then if _value(f"workflow.parameters.{name}", values) == compared else "".join(parts)
 
 
 def _value(name: str, values: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from app.stages.experiment import Run
 from app.stages.fan_out import write_fan_out
 from app.stages.plan import list_jobs
 from app.storage import FolderStore
-from tests.cluster.argo import UnknownTag, evaluate, retries, substitute, truth
+from tests.cluster.argo import UnknownTag, evaluate, retries, substitute, truth, workflow_parameters
 from tests.cluster.checks import OVERLAYS, all_problems, commands, parse, workspace
 from tests.cluster.documents import ROOT, WORKFLOWS, load, render, shipped
 from tests.cluster.references import FILES_OF_PLAN, KEYS_OF_PRETRAIN, Cluster
@@ -70,6 +70,22 @@ def test_the_plan_writes_what_the_workflow_reads(tmp_path: Path) -> None:
     assert {
         key for item in json.loads((tmp_path / "out/pretrain.json").read_text()) for key in item
     } == KEYS_OF_PRETRAIN
+
+
+@pytest.mark.parametrize(("gpus", "of_a_shard"), [("4", "1"), ("1", "1"), ("0", "0")])
+def test_a_pretraining_takes_all_gpus_and_a_trained_shard_one(gpus: str, of_a_shard: str) -> None:
+    [document] = load((ROOT / "workflows/full.yaml").read_text("utf-8"))
+    values = workflow_parameters(document["spec"], {}, {"gpus": gpus})
+    patches = {
+        template["name"]: json.loads(substitute(template["podSpecPatch"], values))
+        for template in document["spec"]["templates"]
+        if template["name"] in ("pretrain", "shard-trained")
+    }
+    taken = {
+        name: patch["containers"][0]["resources"]["limits"].pop("nvidia.com/gpu") for name, patch in patches.items()
+    }
+    assert taken == {"pretrain": gpus, "shard-trained": of_a_shard}
+    assert patches["pretrain"] == patches["shard-trained"], "and nothing else tells them apart"
 
 
 def test_the_graph_on_top_shows_every_task() -> None:
