@@ -33,7 +33,10 @@ def bench_probe(store: Store, config: Config, *, dataset: str, rounds: int, naiv
         rounds: pairs of turns.
         naive_epochs: of the second in a turn.
     """
-    config = settle_data(store, config)
+    # Nothing but this set has to be at hand.
+    study = config.study.model_copy(update={"datasets": (dataset,), "methods": ()})
+    alone = config.data.model_copy(update={"monitor": None})
+    config = settle_data(store, config.model_copy(update={"study": study, "data": alone}))
     device = choose_device(config.runtime.device)
     prepare(device, config.runtime.threads)
     data = load_labelled(Run(store, "", config), dataset)
