@@ -39,7 +39,7 @@ def _installed() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise UsageError(f"bench --peers: {error}; install them by pip install 'byol-med[peers]'") from error
+        raise UsageError(f"bench --peers: {error}; install them by pip install '.[peers]'") from error
 
 
 class ByolPytorch:
