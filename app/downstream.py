@@ -286,7 +286,7 @@ def _loop(
                     step, peak=recipe.learning_rate, total_steps=total, warmup_steps=0, cosine=recipe.cosine
                 )
             loss = train_step(at.to(labels.device))
-            trained.zero_grad()  # the optimizer's does the same in fifty times as long, much for a linear layer
+            trained.zero_grad()  # optimizer.zero_grad() takes many times as long, which a linear layer would feel
             loss.backward()
             optimizer.step()
             losses.append(loss.detach() * len(at))

@@ -7,10 +7,11 @@ the same batch. They are started by ``torchrun``, or by rank 0 itself.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import signal
-import socket
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
@@ -20,9 +21,11 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import TCPStore
 from torch.nn.parallel import DistributedDataParallel
 
 from app.errors import AppError, UsageError
+from app.runtime import end_with_the_parent
 
 
 class Ranks:
@@ -109,15 +112,16 @@ class Ranks:
     def end(self) -> None:
         """Send the others home, by rank 0, wherever they wait for its word."""
         if self.world > 1 and dist.is_initialized():
-            if self._stepping:
-                self.go(False)
-            else:
-                self.tell(None)
+            with contextlib.suppress(RuntimeError):  # they are gone: what ends us matters more
+                if self._stepping:
+                    self.go(False)
+                else:
+                    self.tell(None)
 
 
 def started_by_torchrun() -> bool:
-    """Say whether ``torchrun`` started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    """Say whether ``torchrun`` started this process."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
 def torchrun_rank() -> int:
@@ -142,22 +146,22 @@ def process_count(wanted: int | None, device: str) -> int:
 
 
 @contextlib.contextmanager
-def joined(rank: int, world: int, device: str, address: str | None = None) -> Iterator[Ranks]:
+def joined(rank: int, world: int, device: str, store: TCPStore | None = None) -> Iterator[Ranks]:
     """Be one of several ranks meanwhile.
 
     Args:
         rank: its number.
         world: how many there are.
         device: ``cpu`` or ``cuda``: the GPU is that of the rank's number on its machine.
-        address: ``tcp://host:port`` to meet at; None: as torchrun says.
+        store: where they meet; None: as torchrun says.
     """
-    if rank > 0:  # signals are for rank 0, which tells the others; a terminal and torchrun send them to all
+    if rank > 0:  # signals are for rank 0, which tells the others; torchrun sends them to all
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
+        torch.cuda.set_device(rank if store is not None else int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=address or "env://", rank=rank, world_size=world)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     try:
         yield Ranks(rank, world)
     finally:
@@ -181,57 +185,68 @@ def leading(world: int, device: str, follow: Callable[..., None], *args: Any) ->
     """
     ranks = Ranks(0, world)
     followers: list[SpawnProcess] = []
-    try:
-        with contextlib.ExitStack() as group:
+    with contextlib.ExitStack() as group:
 
-            def summon() -> None:
-                address = f"tcp://127.0.0.1:{_free_port()}"
+        def summon() -> None:
+            store = meeting_place(world, 0, 0)
+            # Blocked, not handled: so they are in the others too, and a terminal's Ctrl-C reaches rank 0 alone.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+            try:
                 for rank in range(1, world):
-                    target = (rank, world, device, address, follow, args)
+                    target = (rank, world, device, store.port, follow, args)
                     followers.append(get_context("spawn").Process(target=_follower, args=target, daemon=True))
                     followers[-1].start()
-                group.enter_context(joined(0, world, device, address))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            group.enter_context(joined(0, world, device, store))
 
-            if world > 1 and started_by_torchrun():
-                group.enter_context(joined(0, world, device))
-            elif world > 1:
-                ranks.summon = summon
-            try:
-                yield ranks
-            except RuntimeError:
-                raise  # torch's word for a rank that is gone: nobody is left to be told anything
-            except BaseException:
-                ranks.end()
-                raise
+        if world > 1 and started_by_torchrun():
+            group.enter_context(joined(0, world, device))
+        elif world > 1:
+            ranks.summon = summon
+        try:
+            yield ranks
             ranks.end()
-    except RuntimeError as error:
-        for process in followers:
-            process.join(5)
-        if not (codes := [process.exitcode for process in followers if process.exitcode]):
+            for process in followers:
+                process.join(30)
+        except RuntimeError as error:  # torch's word for a rank that is gone, and for much else
+            deadline = time.monotonic() + 5  # a rank that has died is a process that ends
+            for process in followers:
+                process.join(max(0.0, deadline - time.monotonic()))
+            if codes := [process.exitcode for process in followers if process.exitcode]:
+                raise AppError(
+                    f"pretrain: one of {world} processes has ended ({codes[0]}); its own lines say why"
+                ) from error
             raise
-        raise AppError(f"pretrain: one of {world} processes has ended ({codes[0]}); its own lines say why") from error
-    finally:
-        for process in followers:
-            process.join(30)
-            process.kill()
+        except BaseException:
+            ranks.end()
+            for process in followers:
+                process.join(5)
+            raise
+        finally:
+            for process in followers:
+                process.kill()
+
+
+def meeting_place(world: int, rank: int, port: int) -> TCPStore:
+    """Return where ranks of this machine meet; rank 0 opens it at a free port (``port`` 0).
+
+    Who waits there for others that do not come gives up with a RuntimeError after five minutes.
+    """
+    wait = datetime.timedelta(minutes=5)
+    return TCPStore("127.0.0.1", port, world, rank == 0, timeout=wait, wait_for_workers=False)
 
 
 def _follower(
-    rank: int, world: int, device: str, address: str, follow: Callable[..., None], args: tuple[Any, ...]
+    rank: int, world: int, device: str, port: int, follow: Callable[..., None], args: tuple[Any, ...]
 ) -> None:
+    end_with_the_parent(AppError.exit_code)
     try:
-        with joined(rank, world, device, address) as ranks:
+        with joined(rank, world, device, meeting_place(world, rank, port)) as ranks:
             follow(ranks, *args)
     except AppError as error:
         print(f"error: rank {rank}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port: int = server.getsockname()[1]
-        return port
 
 
 class SumOverRanks(torch.autograd.Function):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
+import multiprocessing
 import os
 import platform
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import warnings
@@ -53,19 +56,24 @@ def prepare(device: str, threads: int | None, processes: int = 1) -> None:
 
     Args:
         device: ``cpu`` or ``cuda``.
-        threads: intra-op threads; None leaves torch's default (all cores).
-        processes: that share the cores, if ``threads`` is None.
+        threads: intra-op threads; None: as many as torch found cores.
+        processes: that share them.
     """
     import torch
 
-    if threads is None and processes > 1:
-        threads = max(1, torch.get_num_threads() // processes)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(max(1, (threads or _cores()) // processes))
     torch.set_flush_denormal(True)
     if device == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
+
+
+@functools.cache
+def _cores() -> int:
+    """Threads that torch starts with: kept, because a job before this one in the process may have set fewer."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def precision_on(device: str, wanted: str) -> str:
@@ -83,7 +91,7 @@ def precision_on(device: str, wanted: str) -> str:
 
 
 def compiles_on(device: str, wanted: str) -> bool:
-    """Resolve ``auto``: compile on a GPU where there is a C compiler, which Triton needs, and never on a CPU.
+    """Resolve ``auto``: compile on a GPU where Triton can (a C compiler and Python's headers), never on a CPU.
 
     Args:
         device: ``cpu`` or ``cuda``.
@@ -93,11 +101,10 @@ def compiles_on(device: str, wanted: str) -> bool:
         UsageError: ``always`` without a compiler.
     """
     names = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "cc", "clang"]
-    there = any(shutil.which(name) for name in names)
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    there = any(shutil.which(name) for name in names) and headers.exists()
     if wanted == "always" and not there:
-        raise UsageError(
-            "runtime.compile=always: there is no C compiler here; install one, or use runtime.compile=auto"
-        )
+        raise UsageError(f"runtime.compile=always: needs a C compiler and {headers}; install both, or say auto")
     return wanted == "always" or (wanted == "auto" and device == "cuda" and there)
 
 
@@ -161,6 +168,18 @@ def stop_now(number: int, _frame: FrameType | None) -> NoReturn:
     for each in SIGNALS:
         signal.signal(each, lambda second, _: os._exit(128 + second))
     raise Stopped(signal.Signals(number).name)
+
+
+def end_with_the_parent(code: int) -> None:
+    """End this process, one of ``multiprocessing``, once its parent is gone, killed perhaps."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None, "a process of multiprocessing has a parent"
+        parent.join()
+        os._exit(code)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class StopRequest:

@@ -238,3 +238,18 @@ def test_a_compiled_pretraining_is_an_eager_one_to_rounding(make_run, monkeypatc
         curves = run.store.read("runs/r/pretrain/byol_plus-s0/curves.jsonl").splitlines()
         losses.append([json.loads(line)["loss"] for line in curves if b"loss" in line])
     assert losses[1][:2] == pytest.approx(losses[0][:2], rel=1e-4)
+
+
+def test_a_pretraining_goes_on_in_the_precision_that_it_began_in(make_run, monkeypatch):
+    """On another kind of device ``auto`` would be another."""
+    small.use(monkeypatch.setattr)
+    run = make_run("half")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        patch.setattr(pretrain, "precision_on", lambda device, wanted: "bfloat16")
+        with pytest.raises(Interrupted):
+            pretrain.run(run, method="byol", seed=0)
+    record = pretrain.run(run, method="byol", seed=0)
+    assert record is not None
+    assert record["environment"]["precision"] == "bfloat16"
+    assert record["science"]["pretrain"]["precision"] == "auto"

@@ -187,6 +187,18 @@ def test_a_terminal_gets_a_bar_and_no_json(monkeypatch, capsys):
 # What is chosen by device
 
 
+def test_processes_share_the_threads_of_every_job_anew():
+    runtime.prepare("cpu", None)
+    cores = torch.get_num_threads()
+    for _ in range(2):
+        runtime.prepare("cpu", 4, processes=2)
+        assert torch.get_num_threads() == 2
+    runtime.prepare("cpu", 1, processes=3)
+    assert torch.get_num_threads() == 1
+    runtime.prepare("cpu", None)
+    assert torch.get_num_threads() == cores, "not what the job before left"
+
+
 def test_precision_by_device(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
     assert runtime.precision_on("cuda", "auto") == "bfloat16"
@@ -197,13 +209,15 @@ def test_precision_by_device(monkeypatch):
         assert runtime.precision_on("cpu", wanted) == wanted
 
 
-def test_compilation_by_device_and_compiler(monkeypatch):
+def test_compilation_by_device_and_compiler(monkeypatch, tmp_path):
     monkeypatch.setattr(runtime.shutil, "which", lambda name: f"/usr/bin/{name}")
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(runtime.sysconfig, "get_path", lambda name: str(tmp_path))
     assert runtime.compiles_on("cuda", "auto")
     assert not runtime.compiles_on("cuda", "never")
     assert not runtime.compiles_on("cpu", "auto")
     assert runtime.compiles_on("cpu", "always")
     monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
     assert not runtime.compiles_on("cuda", "auto")
-    with pytest.raises(UsageError, match="there is no C compiler here"):
+    with pytest.raises(UsageError, match="needs a C compiler"):
         runtime.compiles_on("cpu", "always")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import time
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from app import metrics
 from app.augment import Augmentation, two_views
 from app.byol import BYOL, build_optimizer, rank_me, target_std
-from app.checkpoint import dump_weights
+from app.checkpoint import dump_weights, pack
 from app.config import Config, Method, identity
 from app.data import Dataset, Unlabelled
 from app.downstream import Labelled, encode
@@ -60,6 +61,7 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
     config, store = run.config, run.store
     device = choose_device(config.runtime.device)
     world = process_count(config.runtime.processes, device)
+    Ranks(0, world).rows(config.pretrain.batch_size)  # a batch that cannot be shared ends every rank before they meet
     if (rank := torchrun_rank()) > 0:
         with joined(rank, world, device) as ranks:
             follow(ranks, store.address, run.run_id, config, method, seed)
@@ -261,16 +263,14 @@ class Trainer:
 
         Returns:
             False if there is nothing to do.
-
-        Raises:
-            UsageError: the batch cannot be shared equally.
         """
-        ranks.rows(self.settings.batch_size)
         ranks.summon()
-        if (state := ranks.tell(self.state() if ranks.lead else None)) is None:
-            return False
+        # Packed, so that tensors of rank 0's GPU are no tensors of that GPU to the others.
+        packed = ranks.tell(bytes(pack(self.state())) if ranks.lead and ranks.world > 1 else None)
         if not ranks.lead:
-            self.load_state(state)
+            if packed is None:
+                return False
+            self.load_state(torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True))
         self.ranks, self._together = ranks, ranks.together(self.model)
         if self.compile:
             self._together.compile()
@@ -286,6 +286,7 @@ class Trainer:
         return {
             "step": self.step,
             "seconds": self.seconds,
+            "precision": self.precision,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "metrics": self.metrics,
@@ -297,6 +298,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
+        self.precision = state.get("precision", self.precision)  # it stays what it was, on whatever device
         self.metrics, self.curves = state["metrics"], state["curves"]
 
     def advance(self) -> dict[str, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -14,8 +13,9 @@ from types import FrameType
 from typing import Any
 
 from app.config import Config
-from app.errors import AppError, Interrupted
-from app.runtime import SIGNALS, Progress, Stopped, StopRequest, stop_now
+from app.errors import AppError, Interrupted, UsageError
+from app.ranks import started_by_torchrun
+from app.runtime import SIGNALS, Progress, Stopped, StopRequest, end_with_the_parent, stop_now
 from app.stages import downstream, pretrain, report
 from app.stages.experiment import Run
 from app.stages.plan import list_jobs, plan
@@ -43,7 +43,10 @@ def run_study(
 
     Raises:
         Interrupted: a signal came; the same command continues.
+        UsageError: torchrun started this.
     """
+    if started_by_torchrun():
+        raise UsageError("run: torchrun starts one pretraining; call `run` by itself, it takes all GPUs for each")
     run = plan(store, config, run_id, overwrite=overwrite)
     progress = Progress("run", run_id=run.run_id)
     jobs = list_jobs(run)
@@ -206,15 +209,8 @@ def _start_worker() -> None:
     StopRequest.signals = (signal.SIGTERM,)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _Worker.receive)
-    threading.Thread(target=_end_with_the_runner, daemon=True).start()
-
-
-def _end_with_the_runner() -> None:
-    """End this worker when its runner was killed: it would hold its job's claim, and then wait for ever for another."""
-    runner = multiprocessing.parent_process()
-    assert runner is not None, "a worker has a runner"
-    runner.join()
-    os._exit(Interrupted.exit_code)
+    # Without its runner it would hold its job's claim, and then wait for ever for another.
+    end_with_the_parent(Interrupted.exit_code)
 
 
 def _run_remote(address: str, run_id: str, config: dict[str, Any], args: list[str], overwrite: bool) -> None:

@@ -14,6 +14,7 @@ from app.checkpoint import CheckpointWriter, drop_checkpoints
 from app.config import Config
 from app.errors import UsageError
 from app.runtime import Progress, choose_device, prepare
+from app.stages.bench.step import endless_trainer
 from app.stages.experiment import Run, load_pretraining
 from app.stages.fallback import settle_data
 from app.stages.pretrain import Trainer
@@ -60,12 +61,9 @@ def bench_checkpoint(
         UsageError: there is no process of that number.
     """
     config = settle_data(store, config)
-    # Only the time is of interest: no schedule ends, nothing is measured or judged on the way.
-    settings = config.pretrain.model_copy(update={"epochs": 10**6, "collapse_below": 0.0})
-    config = config.model_copy(update={"pretrain": settings})
     device = choose_device(config.runtime.device)
     prepare(device, config.runtime.threads)
-    trainer = Trainer(config, "byol", 0, load_pretraining(Run(store, "", config)), None, device)
+    trainer = endless_trainer(config, load_pretraining(Run(store, "", config)), device)
     progress = Progress("bench")
     folder = f"bench/{secrets.token_hex(4)}"
     writer = CheckpointWriter(store, folder, keep=1, generation=0)

@@ -31,6 +31,8 @@ def build_peers(config: Config, data: Unlabelled, device: str) -> list[Contender
         raise UsageError(
             "bench --peers: needs projector_hidden = predictor_hidden and the stock stem, all that they have"
         )
+    if config.pretrain.accumulate > 1:
+        raise UsageError("bench --peers: they do not accumulate gradients; use --set pretrain.accumulate=1")
     return [ByolPytorch(config, data, device), Lightly(config, data, device)]
 
 

@@ -20,6 +20,7 @@ from app.checkpoint import CheckpointWriter
 from app.config import Config
 from app.data import Unlabelled
 from app.networks import Encoder
+from app.ranks import Ranks
 from app.runtime import Progress, choose_device, environment, prepare
 from app.stages.bench.peers import build_peers
 from app.stages.bench.turns import Contender, now
@@ -44,7 +45,7 @@ def bench_step(
         config: what to train; nothing is read from or written to a store.
         images: how many are resident.
         channels: of the images, 1 or 3.
-        rounds: of turns; every figure of time is a median over them.
+        rounds: of turns; the figures of time are medians over them, but for the checkpoint's, of which there is one.
         steps: of a turn.
         peers: measure lightly and byol-pytorch too, a turn each in every round.
 
@@ -146,11 +147,13 @@ def noise(config: Config, count: int, channels: int) -> Unlabelled:
 def endless_trainer(config: Config, data: Unlabelled, device: str) -> Trainer:
     """Return a trainer whose schedules do not end and that judges nothing on the way: only its time is of interest."""
     settings = config.pretrain.model_copy(update={"epochs": 10**6, "collapse_below": 0.0})
-    return Trainer(config.model_copy(update={"pretrain": settings}), "byol", 0, data, None, device)
+    trainer = Trainer(config.model_copy(update={"pretrain": settings}), "byol", 0, data, None, device)
+    trainer.join(Ranks())
+    return trainer
 
 
 def useful_multiplications(config: Config, channels: int) -> int:
-    """Return the multiplications that a step cannot do without, per image.
+    """Return the multiplications of a step that touch data, per image: a measure of the work, not its lower bound.
 
     A convolution counts its taps that touch data, not those on padding: along an axis, the pairs of an output and
     a tap inside the image; over both axes their product, times input and output channels. A linear layer counts
@@ -198,11 +201,14 @@ def convolution_multiplications(convolution: nn.Conv2d, height: int, width: int)
 def gemm_rate(device: str, repeats: int = 5) -> float:
     """Return the rate of a float32 product of square matrices, in multiplications and additions a second."""
     a, b = (torch.randn(GEMM, GEMM, device=device) for _ in range(2))
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # no TF32 on a GPU
     times = []
     for _ in range(repeats + 1):
         begin = now(device)
         a @ b
         times.append(now(device) - begin)
+    torch.set_float32_matmul_precision(precision)
     return 2 * GEMM**3 / statistics.median(times[1:])
 
 
