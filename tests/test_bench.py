@@ -148,22 +148,26 @@ def test_measuring_the_parts_leaves_the_trainer_as_it_was(settings) -> None:
 
 
 @pytest.mark.parametrize("missing", ["byol_pytorch", "lightly.loss"])
-def test_a_peer_that_is_not_installed(settings, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+def test_a_peer_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     if missing == "lightly.loss":
         pytest.importorskip("byol_pytorch")
     monkeypatch.setitem(sys.modules, missing, None)
-    config = load_config("smoke", [*SETTINGS, "network.stem=stock"])
+    config = load_config("smoke", SETTINGS)
     with pytest.raises(UsageError, match=r"install them by pip install '\.\[peers\]'"):
         build_peers(config, noise(config, 40, 1), "cpu")
 
 
-def test_a_network_that_the_peers_cannot_have(settings) -> None:
-    config = load_config("smoke", [*SETTINGS, "network.stem=middle"])
-    with pytest.raises(UsageError, match="the stock stem"):
+@pytest.mark.parametrize(
+    ("setting", "words"), [("network.stem=middle", "the stock stem"), ("pretrain.accumulate=2", "do not accumulate")]
+)
+def test_what_the_peers_cannot_have(settings, setting: str, words: str) -> None:
+    config = load_config("smoke", [*SETTINGS, setting])
+    with pytest.raises(UsageError, match=words):
         build_peers(config, noise(config, 40, 1), "cpu")
 
 
-def test_peers_take_turns(settings) -> None:
+@pytest.mark.slow
+def test_peers_take_turns() -> None:
     pytest.importorskip("byol_pytorch")
     pytest.importorskip("lightly")
     figures = bench_step(load_config("smoke", SETTINGS), images=200, channels=1, rounds=1, steps=1, peers=True)
