@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import os
 import re
@@ -9,6 +10,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -29,6 +31,10 @@ class _Conflict(Exception):
 
 class _Lost(Exception):
     """A multipart upload is not known to the server: completed earlier, or aborted."""
+
+
+def _named(upload: dict[str, Any]) -> dict[str, str]:
+    return {"Key": upload["Key"], "UploadId": upload["UploadId"]}
 
 
 class S3Store:
@@ -138,7 +144,11 @@ class S3Store:
             return
         for upload in answer.get("Uploads", []):
             if upload["Key"].startswith(start):
-                self._abort(upload["Key"], upload["UploadId"])
+                # Insisted on, unlike ``_abort``: nobody tidies after the last owner of a job.
+                with contextlib.suppress(_Lost, MissingObject):
+                    self._try(
+                        partial(self._client.abort_multipart_upload, Bucket=self.bucket, **_named(upload)), prefix
+                    )
 
     def local(self, key: str) -> Path:
         """Return a local copy, kept in a cache by the object's version."""
