@@ -25,7 +25,7 @@ from torch._C._distributed_c10d import TCPStore
 from torch.nn.parallel import DistributedDataParallel
 
 from app.errors import AppError, UsageError
-from app.runtime import end_with_the_parent
+from app.runtime import SIGNALS, end_with_the_parent
 
 
 class Ranks:
@@ -156,7 +156,7 @@ def joined(rank: int, world: int, device: str, store: TCPStore | None = None) ->
         store: where they meet; None: as torchrun says.
     """
     if rank > 0:  # signals are for rank 0, which tells the others; torchrun sends them to all
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
     if device == "cuda":
         torch.cuda.set_device(rank if store is not None else int(os.environ["LOCAL_RANK"]))
@@ -190,7 +190,7 @@ def leading(world: int, device: str, follow: Callable[..., None], *args: Any) ->
         def summon() -> None:
             store = meeting_place(world, 0, 0)
             # Blocked, not handled: so they are in the others too, and a terminal's Ctrl-C reaches rank 0 alone.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             try:
                 for rank in range(1, world):
                     target = (rank, world, device, store.port, follow, args)
