@@ -135,7 +135,7 @@ class Proxy:
 
     Attributes:
         faults: names of what may go wrong, out of ``FAULTS``.
-        share: the share of requests to which it happens.
+        share: how often one goes wrong: at most this share of the requests.
         seen: a line for each request, ``METHOD path?query``.
         watch: called with each such line before the request is passed on.
         done: how often each fault was committed.
@@ -150,6 +150,7 @@ class Proxy:
         self.done: dict[str, int] = dict.fromkeys(self.FAULTS, 0)
         self.watch: Callable[[str], None] = lambda line: None
         self._random = random.Random(seed)
+        self._well = 0  # requests since the last fault
         self._lock = threading.Lock()
         proxy = self
 
@@ -178,23 +179,23 @@ class Proxy:
         self._server.server_close()
 
     def _fault(self, method: str, path: str, length: int) -> str | None:
+        """Return the fault to commit: each in its turn, at the first request that can have it when one is due."""
         with self._lock:
-            if not self.faults or self._random.random() >= self.share:
+            self._well += 1
+            if not self.faults or self._well * self.share < 1:
                 return None
+            fault = min(self.faults, key=lambda fault: self.done[fault])
             # S3 gives no checksum for listings and the like: nobody could find a wrong byte in those.
             is_object = "?" not in path or "partNumber=" in path
-            impossible = set()
-            if method != "GET":
-                impossible |= {"truncated", "wrong bytes down"}
-            if not is_object:
-                impossible |= {"wrong bytes down", "wrong bytes up"}
-            if method != "PUT" or length == 0:
-                impossible.add("wrong bytes up")
-            possible = [fault for fault in self.faults if fault not in impossible]
-            if not possible:
+            possible = {
+                "truncated": method == "GET",
+                "wrong bytes down": method == "GET" and is_object,
+                "wrong bytes up": method == "PUT" and is_object and length > 0,
+            }
+            if not possible.get(fault, True):
                 return None
-            fault = min(possible, key=lambda fault: (self.done[fault], self._random.random()))  # each has its turn
             self.done[fault] += 1
+            self._well = 0
             return fault
 
     def _pass_on(self, handler: http.server.BaseHTTPRequestHandler) -> None:

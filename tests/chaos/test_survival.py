@@ -134,9 +134,23 @@ def test_sigterm_at_random_moments(place: Place, reference, capsys) -> None:
     verify(place.store)
 
 
+def test_faults_come_in_turn() -> None:
+    """None is left to chance, and none comes to a request that could not show it."""
+    proxy = Proxy("http://127.0.0.1:1", faults=Proxy.FAULTS, share=0.1)
+    try:
+        for _ in range(100):
+            for method, path in [("HEAD", "/b/k"), ("PUT", "/b/k"), ("GET", "/b?list-type=2"), ("GET", "/b/k")]:
+                proxy._fault(method, path, 5 if method == "PUT" else 0)
+    finally:
+        proxy.close()
+    assert set(proxy.done) == set(Proxy.FAULTS)
+    assert max(proxy.done.values()) - min(proxy.done.values()) <= 1
+    assert 30 <= sum(proxy.done.values()) <= 40
+
+
 @pytest.mark.slow
 def test_a_faulty_network(place: Place, reference, phantoms: Path, capsys) -> None:
-    """One request in ten goes wrong, one way or another; the whole study comes through."""
+    """About one request in ten goes wrong, one way after the other; the whole study comes through."""
     busy = ("pretrain.epochs=150", "runtime.checkpoint_steps=3", "runtime.claim_seconds=3")
     expected = reference(*busy)
     place.proxy.faults, place.proxy.share = Proxy.FAULTS, 0.1
