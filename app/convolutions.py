@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Matrix = list[list[Fraction]]
 
@@ -160,17 +161,45 @@ class SmallMapConv2d(nn.Conv2d):
     """A 3x3 or 1x1 convolution without bias that multiplies less on small maps; see the module's text.
 
     Parameters and state dict are those of ``nn.Conv2d``; outputs and gradients agree to rounding. Large maps,
-    other devices than the CPU, and bfloat16 where pixels would have to be added up, take the ordinary path.
+    groups, other devices than the CPU, and bfloat16 where pixels would have to be added up, take the ordinary path.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x`` (N, C, H, W); same result and shape as ``nn.Conv2d``."""
+        if x.device.type != "cpu":
+            return super().forward(x)
         size = max(x.shape[2:])
         reduced = torch.is_autocast_enabled("cpu")
-        largest = LARGEST_MAP[self.kernel_size[0], self.stride[0]]
-        if size > (min(largest, 2) if reduced else largest) or x.device.type != "cpu":
-            return super().forward(x)
-        return few_products(x, self.weight, self.stride[0], plain=reduced)
+        largest = LARGEST_MAP.get((self.kernel_size[0], self.stride[0]), 0) if self.groups == 1 else 0
+        if size <= (min(largest, 2) if reduced else largest):
+            return few_products(x, self.weight, self.stride[0], plain=reduced)
+        if reduced and size == 1:
+            return on_one_pixel(x, self.weight, self.groups)
+        return super().forward(x)
+
+
+def on_one_pixel(x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """Convolve maps of one pixel, which the middle tap alone touches: a linear layer, or one for each group.
+
+    oneDNN 3.12 (torch 2.14.1) must not do it in bfloat16: on CPUs with AVX512_BF16 or AMX the gradient of a 3x3
+    kernel with stride 2 is memory that nobody has written, but for its middle tap.
+
+    Args:
+        x: (N, C, 1, 1).
+        weight: (O, C / groups, k, k), with padding k // 2.
+        groups: of channels.
+
+    Returns:
+        (N, O, 1, 1), in channels-last order; as ``F.conv2d``.
+    """
+    middle = weight[:, :, weight.shape[2] // 2, weight.shape[3] // 2]
+    if groups == 1:
+        out = F.linear(x.flatten(1), middle)
+    else:
+        by_group = x.reshape(len(x), groups, -1).transpose(0, 1)  # (groups, N, C / groups)
+        products = torch.bmm(by_group, middle.view(groups, len(middle) // groups, -1).mT)
+        out = products.transpose(0, 1).flatten(1)
+    return out[:, :, None, None].contiguous(memory_format=torch.channels_last)
 
 
 def few_products(x: Tensor, weight: Tensor, stride: int, *, plain: bool = False) -> Tensor:

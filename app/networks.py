@@ -101,10 +101,9 @@ class Encoder(nn.Module):
 
 def _use_small_map_convolutions(module: nn.Module) -> None:
     for child in module.modules():
-        if type(child) is nn.Conv2d and child.groups == 1 and child.bias is None:
-            three = child.kernel_size == (3, 3) and child.padding == (1, 1)
-            shortcut = child.kernel_size == (1, 1) and child.stride == (2, 2)
-            if three or shortcut:
+        if type(child) is nn.Conv2d and child.bias is None:
+            size = child.kernel_size[0]
+            if size in (1, 3) and child.padding == (size // 2, size // 2) and child.dilation == (1, 1):
                 child.__class__ = SmallMapConv2d
 
 

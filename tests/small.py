@@ -9,8 +9,6 @@ import torch
 import torchvision
 from torch import nn
 
-from app import networks
-
 
 def block(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
@@ -33,4 +31,3 @@ class SmallResNet(nn.Module):
 def use(patch: Callable[[Any, str, Any], None]) -> None:
     """Make every encoder a small one; ``patch`` is ``setattr``, or a monkeypatch's."""
     patch(torchvision.models, "get_model", lambda *_, **__: SmallResNet())
-    patch(networks, "_use_small_map_convolutions", lambda module: None)

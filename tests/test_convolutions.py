@@ -113,3 +113,28 @@ def test_in_bfloat16_no_pixels_are_added_up_before_the_product(sizes):
             assert out.dtype == torch.bfloat16
             torch.testing.assert_close(out, plain(x), rtol=0.02, atol=0.02)
     assert sizes == [(1, True), (2, True)]
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("inputs", "outputs", "groups"), [(8, 8, 1), (64, 128, 1), (64, 64, 4), (128, 128, 32)])
+def test_in_bfloat16_every_small_map_comes_out_as_in_float32(inputs, outputs, groups, kernel, stride):
+    """Finite too: what is not written by anyone is NaN here."""
+    layer = SmallMapConv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    made = torch.Generator().manual_seed(0)
+    weight = torch.randn(layer.weight.shape, generator=made).bfloat16().float()
+    for size in range(1, 9):
+        x = torch.randn(4, inputs, size, size, generator=made).bfloat16().float()
+
+        def ours(x, w):
+            with torch.autocast("cpu", torch.bfloat16):
+                return torch.func.functional_call(layer, {"weight": w}, (x,))
+
+        right = with_gradients(lambda x, w: F.conv2d(x, w, None, stride, kernel // 2, 1, groups), x, weight)
+        poison = [torch.full_like(tensor, torch.nan, dtype=torch.bfloat16) for tensor in right for _ in range(4)]
+        del poison  # the memory that the next results are likely to get
+        for name, mine, other in zip(
+            ("output", "of x", "of the weight"), with_gradients(ours, x, weight), right, strict=True
+        ):
+            assert bool(mine.isfinite().all()), (name, size)
+            assert float((mine.float() - other).abs().max() / other.abs().max()) < 0.02, (name, size)

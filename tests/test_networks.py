@@ -16,13 +16,15 @@ def encoder(stem="stock"):
     return Encoder("resnet18", stem).eval()
 
 
-def test_only_plain_3x3_convolutions_and_strided_shortcuts_are_replaced():
+@pytest.mark.parametrize("stem", ["stock", "middle", "cifar"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_convolution_but_the_first_is_ours(architecture, stem):
+    """It chooses the way by the map's size; the first one sees whole images."""
     with torch.device("meta"):
-        grouped = Encoder("resnext50_32x4d")
-    replaced = [m for m in grouped.modules() if type(m) is SmallMapConv2d]
-    assert [(m.kernel_size, m.stride) for m in replaced] == [((1, 1), (2, 2))] * 3, "its 3x3 convolutions have groups"
-    mine = [m for m in encoder().modules() if type(m) is SmallMapConv2d]
-    assert sorted(m.kernel_size for m in mine) == [(1, 1)] * 3 + [(3, 3)] * 16
+        made = Encoder(architecture, stem)
+    others = {name for name, module in made.named_modules() if type(module) is nn.Conv2d}
+    assert others <= {"resnet.conv1"}
+    assert sum(type(module) is SmallMapConv2d for module in made.modules()) >= 19
 
 
 def test_maps_of_a_gray_image_are_channels_last_throughout():
