@@ -16,8 +16,8 @@ from app.runtime import SIGNALS, Stopped, stop_now
 
 if TYPE_CHECKING:
     from app.config import Config, Method, ProtocolName
+    from app.jobs.run import Run
     from app.report import ReportSummary
-    from app.stages.experiment import Run
     from app.storage import Store
 
 app = typer.Typer(
@@ -294,7 +294,7 @@ def views(
     data_root: DataRoot = None,
 ) -> None:
     """Save a picture of a method's views: a row per image, the original first."""
-    from app.stages.experiment import Run
+    from app.jobs.run import Run
     from app.stages.fallback import settle_data
     from app.stages.views import draw_views
 
@@ -374,7 +374,7 @@ def bench(
     """Measure pretraining: images a second, where a step's time goes, memory, the share of what the machine can do."""
     if context.invoked_subcommand is not None:
         return
-    from app.stages.bench.step import bench_step, table, write_json
+    from app.bench.step import bench_step, table, write_json
 
     config = _config(preset, overrides, None, None, None, device, threads)
     figures = bench_step(config, images=images, channels=channels, rounds=rounds, steps=steps, peers=peers)
@@ -398,7 +398,7 @@ def bench_probe(
     threads: Threads = None,
 ) -> None:
     """Compare a linear probe on cached features with one that runs the encoder in every epoch."""
-    from app.stages.bench.pairs import bench_probe as measure
+    from app.bench.pairs import bench_probe as measure
 
     config = _config(preset, overrides, sources, data_root, None, device, threads)
     for line in measure(_store(store), config, dataset=dataset, rounds=rounds, naive_epochs=naive_epochs):
@@ -418,7 +418,7 @@ def bench_images(
     threads: Threads = None,
 ) -> None:
     """Compare a step of pretraining among many resident images with one among few."""
-    from app.stages.bench.pairs import bench_images as measure
+    from app.bench.pairs import bench_images as measure
 
     config = _config(preset, overrides, None, None, None, device, threads)
     for line in measure(config, few=few, many=many, channels=channels, rounds=rounds, steps=steps):
@@ -436,7 +436,7 @@ def bench_views(
     threads: Threads = None,
 ) -> None:
     """Compare the views with kornia's operations of the same settings."""
-    from app.stages.bench.pairs import bench_views as measure
+    from app.bench.pairs import bench_views as measure
 
     config = _config(preset, overrides, None, None, None, device, threads)
     for line in measure(config, channels=channels, rounds=rounds, steps=steps):
@@ -457,7 +457,7 @@ def checkpoint(
     threads: Threads = None,
 ) -> None:
     """Compare training with a checkpoint every so often with training without, in turns."""
-    from app.stages.bench.checkpoint import bench_checkpoint
+    from app.bench.checkpoint import bench_checkpoint
 
     config = _config(preset, overrides, sources, data_root, None, device, threads)
     for line in bench_checkpoint(_store(store), config, every=every, rounds=rounds, server=server):
@@ -511,7 +511,7 @@ def _open(
 ) -> Run:
     """Open a run for one job: with its planned settings if it has a plan, else with a preset's."""
     from app.config import load_config
-    from app.stages.experiment import open_run, planned_settings
+    from app.jobs.run import open_run, planned_settings
 
     opened = _store(store)
     planned = planned_settings(opened, run_id)

@@ -3,11 +3,11 @@ from importlib import resources
 
 import pytest
 
-from app.augment import Augmentation
 from app.config import Config, difference, identity, load_config, parse_config, presets
-from app.downstream import Recipe
 from app.errors import UsageError
-from app.protocols import PROTOCOLS
+from app.science.augment import Augmentation
+from app.science.finetuning import Recipe
+from app.science.protocols import PROTOCOLS
 
 
 def rejected(*overrides, preset="smoke", **options):

@@ -12,9 +12,9 @@ import torch
 
 from app import cli
 from app.argo import read_workflow
-from app.checkpoint import dump_weights
 from app.config import presets
-from app.networks import Encoder
+from app.jobs.checkpoint import dump_weights
+from app.science.networks import Encoder
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -95,9 +95,12 @@ def test_every_preset_is_in_the_table():
 
 
 def test_every_module_is_in_the_tree():
+    """Every folder, and the modules beside the folders and of ``science`` and ``jobs``; and nothing that is gone."""
     tree = next(text for _, text in BLOCKS if text.startswith("app/\n"))
-    modules = [p.stem if p.suffix else f"{p.name}/" for p in (ROOT / "app").iterdir() if not p.name.startswith("__")]
-    assert [name for name in modules if not re.search(rf"\b{re.escape(name)}", tree)] == []
+    named = set(re.findall(r"(?<![\w.])[\w]+(?:\.py|/)", tree)) - {"app/"}
+    places = [p for folder in ("", "science", "jobs") for p in (ROOT / "app" / folder).iterdir()]
+    there = {p.name if p.suffix else f"{p.name}/" for p in places if not p.name.startswith("__")}
+    assert named == there
 
 
 def test_the_snippet_reads_an_encoder(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.report.collect import CellKey, Labels, Result, Study
-from app.statistics import (
+from app.science.statistics import (
     Interval,
     auroc,
     bootstrap_means,

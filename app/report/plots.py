@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from app.report.collect import DatasetInfo, Labels, PretrainRun, Result
 from app.report.compare import Comparison
-from app.statistics import Interval
+from app.science.statistics import Interval
 
 MINUS = "\N{MINUS SIGN}"
 INK, MUTED, GRID, SURFACE = "#1f2a37", "#5f6b78", "#dfe4ea", "#fefefe"

@@ -16,7 +16,7 @@ import yaml
 
 from app.report.collect import CellKey, Missing, Study, method_of
 from app.report.compare import METRICS, Analysis, Comparison
-from app.statistics import Interval
+from app.science.statistics import Interval
 
 PROTOCOLS = {
     "finetune": "Fine-tune",

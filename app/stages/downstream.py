@@ -14,18 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app import metrics
-from app.checkpoint import dump_weights
 from app.config import ProtocolName, identity
 from app.data import Dataset, draw_overlap, few_shot_draw
-from app.downstream import Fit, Labelled, Recipe, fit, n_outputs, predict, probabilities
-from app.draws import generator
 from app.errors import CollapseError
-from app.networks import Classifier, Encoder
-from app.protocols import PROTOCOLS
+from app.jobs.checkpoint import dump_weights
+from app.jobs.job import Job, open_job
+from app.jobs.run import Run, load_labelled, now
 from app.runtime import Progress, choose_device, environment, prepare
-from app.stages.experiment import Run, load_labelled, now
-from app.stages.job import Job, open_job
+from app.science import metrics
+from app.science.draws import generator
+from app.science.finetuning import Fit, Labelled, Recipe, fit, n_outputs, predict, probabilities
+from app.science.networks import Classifier, Encoder
+from app.science.protocols import PROTOCOLS
 from app.stages.weights import Weights, describe, initial_weights
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.errors import UsageError
-from app.protocols import PROTOCOLS
-from app.records import read_json
-from app.stages.experiment import Run
+from app.jobs.records import read_json
+from app.jobs.run import Run
+from app.science.protocols import PROTOCOLS
 from app.storage import Store
 
 Job = dict[str, Any]
@@ -23,7 +23,7 @@ Part = Literal["trained", "frozen"]
 
 BASELINES = "baselines"
 # Every pod has nodes in the status of the workflow, which is one object in etcd. Compressed, those of a thousand pods
-# stay below the limit of 1 MB, with six tries of each (tests/test_shard.py counts them).
+# stay below the limit of 1 MB, with six tries of each (tests/stages/test_shard.py counts them).
 MAX_PODS = 1000
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from app.claims import live_owner
 from app.errors import InputError
-from app.records import last_step, read_json
+from app.jobs.claims import live_owner
+from app.jobs.records import last_step, read_json
 from app.storage import Store
 
 

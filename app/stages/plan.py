@@ -13,8 +13,8 @@ from PIL import Image
 from app.config import Config, difference, identity
 from app.data import Dataset, Unlabelled, few_shot_draw
 from app.errors import InputError, UsageError
-from app.records import read_json, write_json
-from app.stages.experiment import Run, load_labelled, load_pretraining, monitor_name, now
+from app.jobs.records import read_json, write_json
+from app.jobs.run import Run, load_labelled, load_pretraining, monitor_name, now
 from app.stages.fallback import settle_data
 from app.storage import Store
 

@@ -14,22 +14,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from app import metrics
-from app.augment import Augmentation, two_views
-from app.byol import BYOL, build_optimizer, rank_me, target_std
-from app.checkpoint import dump_weights, pack
 from app.config import Config, Method, identity
 from app.data import Dataset, Unlabelled
-from app.downstream import Labelled, encode
-from app.draws import batch_at, epoch_order, generator
 from app.errors import CollapseError, UsageError
-from app.knn import knn_scores
-from app.networks import Encoder, to_float
-from app.ranks import Ranks, joined, leading, process_count, torchrun_rank
+from app.jobs.checkpoint import dump_weights, pack
+from app.jobs.job import open_job
+from app.jobs.run import Run, load_labelled, load_pretraining, monitor_name, now
 from app.runtime import Progress, choose_device, compiles_on, environment, precision_on, prepare
-from app.schedules import ema_momentum, learning_rate
-from app.stages.experiment import Run, load_labelled, load_pretraining, monitor_name, now
-from app.stages.job import open_job
+from app.science import metrics
+from app.science.augment import Augmentation, two_views
+from app.science.byol import BYOL, build_optimizer, rank_me, target_std
+from app.science.distributed import Ranks, joined, leading, process_count, torchrun_rank
+from app.science.draws import batch_at, epoch_order, generator
+from app.science.finetuning import Labelled, encode
+from app.science.knn import knn_scores
+from app.science.networks import Encoder, to_float
+from app.science.schedules import ema_momentum, learning_rate
 from app.stages.weights import Weights, describe, initial_weights
 from app.storage import open_store
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from app.config import Config
 from app.errors import AppError, Interrupted, UsageError
-from app.ranks import started_by_torchrun
+from app.jobs.run import Run
 from app.runtime import SIGNALS, Progress, Stopped, StopRequest, end_with_the_parent, stop_now
+from app.science.distributed import started_by_torchrun
 from app.stages import downstream, pretrain, report
-from app.stages.experiment import Run
 from app.stages.plan import list_jobs, plan
 from app.storage import Store, open_store
 

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from app.errors import AppError, Interrupted, StorageError
+from app.jobs.run import Run
 from app.runtime import Progress
-from app.stages.experiment import Run
 from app.stages.fan_out import Job
 from app.stages.run import run_job
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.records import read_json, write_json
-from app.stages.experiment import now
+from app.jobs.records import read_json, write_json
+from app.jobs.run import now
 from app.stages.listing import planned_jobs
 from app.storage import Store
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from app.augment import apply, draw
-from app.draws import generator
-from app.networks import to_float
-from app.stages.experiment import Run, load_pretraining
+from app.jobs.run import Run, load_pretraining
+from app.science.augment import apply, draw
+from app.science.draws import generator
+from app.science.networks import to_float
 from app.stages.pretrain import augmentation_of
 from app.storage import FolderStore
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.config import load_config
-from app.stages.experiment import Run
+from app.jobs.run import Run
 from app.stages.fan_out import write_fan_out
 from app.stages.plan import list_jobs
 from app.storage import FolderStore

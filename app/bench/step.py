@@ -1,0 +1,302 @@
+"""How fast pretraining is, where a step's time goes, what memory it takes, how near it is to the machine's limit."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from app.bench.peers import build_peers
+from app.bench.turns import Contender, now
+from app.config import Config
+from app.data import Unlabelled
+from app.jobs.checkpoint import CheckpointWriter
+from app.runtime import Progress, choose_device, environment, prepare
+from app.science.distributed import Ranks
+from app.science.networks import Encoder
+from app.stages.pretrain import Trainer
+from app.storage import FolderStore
+
+GEMM = 2048  # side of the square float32 matrices whose product is the measure of the machine
+WARM_UP_STEPS = 3
+PARTS = ("data", "views", "forward", "backward", "optimizer", "EMA")
+NETWORK = ("forward", "backward")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def bench_step(
+    config: Config, *, images: int, channels: int, rounds: int, steps: int, peers: bool = False
+) -> dict[str, Any]:
+    """Measure pretraining on images of noise, which take as long as any others.
+
+    Args:
+        config: what to train; nothing is read from or written to a store.
+        images: how many are resident.
+        channels: of the images, 1 or 3.
+        rounds: of turns; the figures of time are medians over them, but for the checkpoint's, of which there is one.
+        steps: of a turn.
+        peers: measure lightly and byol-pytorch too, a turn each in every round.
+
+    Returns:
+        Figures by name, ready for JSON.
+
+    Raises:
+        UsageError: a peer is not installed, or no GPU is there.
+    """
+    device = choose_device(config.runtime.device)
+    prepare(device, config.runtime.threads)
+    progress = Progress("bench")
+    data = noise(config, images, channels)
+    trainer = endless_trainer(config, data, device)
+    checkpoint_seconds, checkpoint_bytes = _train_with_a_checkpoint(trainer)
+    memory = peak_memory(device)
+    contenders: list[Contender] = [Ours(trainer), *(build_peers(config, data, device) if peers else [])]
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    rates, parts = [], []
+    for number in range(rounds):
+        rates.append(gemm_rate(device))
+        # Each goes first, in the middle and last in its turn.
+        for contender in contenders[number % len(contenders) :] + contenders[: number % len(contenders)]:
+            seconds[contender.name].append(contender.turn(steps))
+        parts.append(breakdown(trainer, steps))
+        progress.say(f"round {number + 1} of {rounds}: {1000 * seconds['ours'][-1]:.0f} ms a step")
+    batch = config.pretrain.batch_size * config.pretrain.accumulate
+    step = statistics.median(seconds["ours"])
+    useful = useful_multiplications(config, channels) * batch
+    each = {part: statistics.median(p[part] for p in parts) for part in parts[0]}
+    each["checkpoint"] = checkpoint_seconds * sum(each.values()) / (60 * config.runtime.checkpoint_minutes)
+    total = sum(each.values())
+    return {
+        "environment": environment(device) | {"precision": trainer.precision, "compiled": trainer.compile},
+        "settings": {
+            "size": config.data.size, "channels": channels, "images": images, "batch": batch,
+            "architecture": config.network.architecture, "stem": config.network.stem, "rounds": rounds, "steps": steps,
+        },
+        "step_seconds": step,
+        "images_per_second": batch / step,
+        "parts_seconds": each,
+        "share_beside_the_network": 1 - sum(each[part] for part in NETWORK) / total,
+        "peak_memory_bytes": memory,
+        "checkpoint": {"stands_still_seconds": checkpoint_seconds, "bytes": checkpoint_bytes},
+        "gemm_flops": statistics.median(rates),
+        "useful_flops": 2 * useful / step,
+        "useful_share": statistics.median(2 * useful / s / r for s, r in zip(seconds["ours"], rates, strict=True)),
+        "peers": {
+            name: {
+                "images_per_second": batch / statistics.median(times),
+                "ours_over_it": statistics.median(t / o for t, o in zip(times, seconds["ours"], strict=True)),
+                "lowest": min(t / o for t, o in zip(times, seconds["ours"], strict=True)),
+                "highest": max(t / o for t, o in zip(times, seconds["ours"], strict=True)),
+            }
+            for name, times in seconds.items()
+            if name != "ours"
+        },
+    }  # fmt: skip
+
+
+def table(figures: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines that show what ``bench_step`` returned."""
+    settings, where = figures["settings"], figures["environment"]
+    yield (
+        f"{settings['architecture']}, {settings['stem']} stem, {settings['size']} px, {settings['channels']} channels, "
+        f"batch {settings['batch']}, {settings['images']} images, {where['precision']}"
+    )
+    on = f"{where['cpu']}, {where['threads']} threads" if where["device"] == "cpu" else where["device"]
+    yield f"{on}, torch {where['torch']}, commit {where['git_commit']}; medians of {settings['rounds']} rounds"
+    yield ""
+    yield f"{'images a second':<34}{figures['images_per_second']:>10.1f}"
+    yield f"{'a step, ms':<34}{1000 * figures['step_seconds']:>10.1f}"
+    total = sum(figures["parts_seconds"].values())
+    for part, seconds in figures["parts_seconds"].items():
+        yield f"{'  ' + part:<34}{1000 * seconds:>10.2f}{seconds / total:>8.1%}"
+    yield f"{'all but forward and backward':<44}{figures['share_beside_the_network']:>8.1%}"
+    yield f"{'peak memory, MB':<34}{figures['peak_memory_bytes'] / 1e6:>10.0f}"
+    saved = figures["checkpoint"]
+    standing = f"{saved['bytes'] / 1e6:.0f} MB, training stands still for {1000 * saved['stands_still_seconds']:.0f} ms"
+    yield f"{'a checkpoint':<34}{standing:>10}"
+    yield f"{f'float32 product of {GEMM}² matrices, GFLOP/s':<44}{figures['gemm_flops'] / 1e9:>8.1f}"
+    yield f"{'useful multiplications and additions, GFLOP/s':<46}{figures['useful_flops'] / 1e9:>6.1f}"
+    yield f"{'  share':<44}{figures['useful_share']:>8.2f}"
+    for name, peer in figures["peers"].items():
+        yield (
+            f"{f'images a second over {name}':<44}{peer['ours_over_it']:>8.2f}"
+            f"   ({peer['lowest']:.2f} to {peer['highest']:.2f}; {peer['images_per_second']:.1f} images a second)"
+        )
+
+
+def noise(config: Config, count: int, channels: int) -> Unlabelled:
+    """Return ``count`` images of noise in the size that ``config`` asks for."""
+    size = config.data.size
+    shape = (count, size, size) if channels == 1 else (count, size, size, channels)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return Unlabelled("noise", "noise", images, "", "", "", "", True, size, channels, "all")
+
+
+def endless_trainer(config: Config, data: Unlabelled, device: str) -> Trainer:
+    """Return a trainer whose schedules do not end and that judges nothing on the way: only its time is of interest."""
+    settings = config.pretrain.model_copy(update={"epochs": 10**6, "collapse_below": 0.0})
+    trainer = Trainer(config.model_copy(update={"pretrain": settings}), "byol", 0, data, None, device)
+    trainer.join(Ranks())
+    return trainer
+
+
+def useful_multiplications(config: Config, channels: int) -> int:
+    """Return the multiplications of a step that touch data, per image: a measure of the work, not its lower bound.
+
+    A convolution counts its taps that touch data, not those on padding: along an axis, the pairs of an output and
+    a tap inside the image; over both axes their product, times input and output channels. A linear layer counts
+    its weights. The online network (encoder, projector, predictor) counts three times, for the forward pass and
+    the two products of the backward pass, the target (encoder, projector) once, and both for two views:
+    ``2 * (3 * (e + j + r) + e + j)``. A gray image has one channel. BatchNorm, pooling and ReLU count nothing.
+
+    Args:
+        config: size of the images, and the network.
+        channels: of the images.
+    """
+    network, size = config.network, config.data.size
+    encoder = Encoder(network.architecture, network.stem).eval()
+    found = {}
+
+    def count(convolution: nn.Conv2d, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
+        found[convolution] = convolution_multiplications(convolution, inputs[0].shape[2], inputs[0].shape[3])
+
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        encoder(torch.zeros(1, 1, size, size))
+    first = encoder.resnet.conv1
+    e: int = sum(found.values()) + convolution_multiplications(first, size, size) // first.in_channels * channels
+    j = encoder.features * network.projector_hidden + network.projector_hidden * network.projection
+    r = 2 * network.projection * network.predictor_hidden
+    return 2 * (3 * (e + j + r) + e + j)
+
+
+def convolution_multiplications(convolution: nn.Conv2d, height: int, width: int) -> int:
+    """Return the multiplications of one image of ``height`` x ``width`` that touch data."""
+    pairs = 1
+    for axis, size in enumerate((height, width)):
+        kernel, stride, padding = (
+            convolution.kernel_size[axis],
+            convolution.stride[axis],
+            int(convolution.padding[axis]),
+        )
+        outputs = (size + 2 * padding - kernel) // stride + 1
+        pairs *= sum(0 <= o * stride - padding + tap < size for o in range(outputs) for tap in range(kernel))
+    return pairs * convolution.in_channels * convolution.out_channels // convolution.groups
+
+
+def gemm_rate(device: str, repeats: int = 5) -> float:
+    """Return the rate of a float32 product of square matrices, in multiplications and additions a second."""
+    a, b = (torch.randn(GEMM, GEMM, device=device) for _ in range(2))
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # no TF32 on a GPU
+    times = []
+    for _ in range(repeats + 1):
+        begin = now(device)
+        a @ b
+        times.append(now(device) - begin)
+    torch.set_float32_matmul_precision(precision)
+    return 2 * GEMM**3 / statistics.median(times[1:])
+
+
+class Ours:
+    """Our trainer, as a ``Contender``."""
+
+    name = "ours"
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def turn(self, steps: int) -> float:
+        """Do ``steps`` steps after one that does not count; return seconds a step."""
+        self.trainer.advance()
+        begin = now(self.trainer.device)
+        for _ in range(steps):
+            self.trainer.advance()
+        return (now(self.trainer.device) - begin) / steps
+
+
+def breakdown(trainer: Trainer, steps: int) -> dict[str, float]:
+    """Return the seconds a step that each part takes, over ``steps`` steps; ``other`` is what is left."""
+    spent = dict.fromkeys(PARTS, 0.0)
+    device = trainer.device
+
+    def timed(part: str, function: Callable[P, T]) -> Callable[P, T]:
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            begin = now(device)
+            result = function(*args, **kwargs)
+            spent[part] += now(device) - begin
+            return result
+
+        return call
+
+    with (
+        replaced(trainer, "images_of", timed("data", trainer.images_of)),
+        replaced(trainer, "views", timed("views", trainer.views)),
+        replaced(trainer, "forward", timed("forward", trainer.forward)),
+        replaced(trainer, "backward", timed("backward", trainer.backward)),
+        replaced(trainer.optimizer, "zero_grad", timed("optimizer", trainer.optimizer.zero_grad)),
+        replaced(trainer.optimizer, "step", timed("optimizer", trainer.optimizer.step)),
+        replaced(trainer.model, "update_target", timed("EMA", trainer.model.update_target)),
+    ):
+        begin = now(device)
+        for _ in range(steps):
+            trainer.advance()
+        total = now(device) - begin
+    return {part: seconds / steps for part, seconds in (spent | {"other": total - sum(spent.values())}).items()}
+
+
+@contextmanager
+def replaced(thing: object, name: str, value: object) -> Iterator[None]:
+    """Let ``thing`` have another method ``name`` meanwhile."""
+    before = vars(thing).get(name)
+    vars(thing)[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del vars(thing)[name]
+        else:
+            vars(thing)[name] = before
+
+
+def _train_with_a_checkpoint(trainer: Trainer) -> tuple[float, int]:
+    """Train while a checkpoint is written; return the seconds that training stood still, and the checkpoint's bytes."""
+    for _ in range(WARM_UP_STEPS):
+        trainer.advance()
+    with tempfile.TemporaryDirectory() as folder:
+        writer = CheckpointWriter(FolderStore(Path(folder)), "bench", keep=1, generation=0)
+        begin = now(trainer.device)
+        writer.submit(trainer.step, trainer.state())
+        seconds = now(trainer.device) - begin
+        while writer.busy:
+            trainer.advance()
+        writer.flush()
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*.pt"))
+    return seconds, size
+
+
+def peak_memory(device: str) -> int:
+    """Return the most bytes that were in use: of the GPU, or resident in this process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def write_json(figures: dict[str, Any], path: Path) -> None:
+    """Write the figures to a file."""
+    path.write_text(json.dumps(figures, indent=1) + "\n")

@@ -1,0 +1,1 @@
+"""What makes a function a job: its run, its claim, its checkpoints, and the record that it leaves."""

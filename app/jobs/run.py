@@ -1,0 +1,197 @@
+"""What the jobs of one run share: its configuration, its keys, its inputs, and how a job starts."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from app.config import Config, default_runtime, difference, parse_config
+from app.data import Dataset, Unlabelled, default_roots, find_file, load_dataset, load_unlabelled, parse_task
+from app.errors import InputError, UsageError
+from app.jobs.records import read_json, read_record
+from app.storage import Store
+
+SUBSET_SEED = 0  # subsets are part of the data: the same images for every seed of a study
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run in a store.
+
+    Attributes:
+        store: where jobs read and write.
+        run_id: the run's name.
+        config: its configuration.
+    """
+
+    store: Store
+    run_id: str
+    config: Config
+
+    @property
+    def folder(self) -> str:
+        """Key prefix of everything the run writes."""
+        return f"runs/{self.run_id}"
+
+    def pretrain_folder(self, key: str) -> str:
+        """Key prefix of a pretraining job such as ``byol-s0``."""
+        return f"{self.folder}/pretrain/{key}"
+
+    def downstream_folder(self, key: str) -> str:
+        """Key prefix of a downstream job such as ``pneumoniamnist/byol-s0/finetune/s0``."""
+        return f"{self.folder}/downstream/{key}"
+
+
+def planned_settings(store: Store, run_id: str) -> dict[str, Any] | None:
+    """Return the configuration, as plain values, that a run was planned with; None if it was not planned."""
+    key = f"runs/{run_id}/experiment.json"
+    if not store.exists(key):
+        return None
+    settings = read_json(store, key).get("config")
+    if not isinstance(settings, dict) or not isinstance(settings.get("runtime"), dict):
+        raise InputError(f"{store.uri}/{key}: damaged, has no settings; delete it and run `plan` again")
+    # Runs planned before a runtime setting existed go on, with its default.
+    return settings | {"runtime": default_runtime() | settings["runtime"]}
+
+
+def open_run(store: Store, run_id: str, asked: Config) -> Run:
+    """Open a run for one of its jobs.
+
+    Args:
+        store: the store.
+        run_id: the run's name.
+        asked: the configuration that the command line describes.
+
+    Raises:
+        UsageError: the run was planned, as another experiment.
+    """
+    settings = planned_settings(store, run_id)
+    if settings is None:
+        return Run(store, run_id, asked)
+    planned = parse_config(settings, where=f"{store.uri}/runs/{run_id}/experiment.json")
+    if asked.data.phantoms == "if_missing":  # the plan has decided
+        asked = asked.model_copy(update={"data": asked.data.model_copy(update={"phantoms": planned.data.phantoms})})
+    if changes := difference(planned.science(), asked.science()):
+        raise UsageError(
+            f"--run-id {run_id}: was planned with other settings ({'; '.join(changes[:3])}); "
+            "leave --preset and --set out, or choose another --run-id"
+        )
+    return Run(store, run_id, asked)
+
+
+def finished(store: Store, folder: str, science: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
+    """Return a job's record if the job is done, None if it is to be run.
+
+    Raises:
+        UsageError: the record is of another experiment; the message shows the difference.
+    """
+    key = f"{folder}/record.json"
+    if overwrite or not store.exists(key):
+        return None
+    record = read_record(store, folder)
+    changes = difference(record["science"], science)
+    if changes:
+        raise UsageError(
+            f"{store.uri}/{key}: holds the result of another experiment ({'; '.join(changes[:3])}); "
+            "choose another --run-id, or --overwrite"
+        )
+    return record
+
+
+def now() -> str:
+    """Return the time as ISO 8601 in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def load_labelled(run: Run, name: str) -> Dataset:
+    """Load a labelled data set in the run's size and subset."""
+    path, task = _locate(run, name)
+    data = run.config.data
+    return load_dataset(
+        name, path=path, size=data.size, task=task, subset=data.subset, seed=SUBSET_SEED, cache=cache_folder()
+    )
+
+
+def load_pretraining(run: Run) -> Unlabelled:
+    """Load the images for pretraining in the run's size and subset."""
+    data = run.config.data
+    path, _ = _locate(run, data.pretrain)
+    return load_unlabelled(
+        data.pretrain, path=path, size=data.size, split=data.pretrain_split, subset=data.subset, seed=SUBSET_SEED,
+        cache=cache_folder(),
+    )  # fmt: skip
+
+
+def cache_folder() -> Path:
+    """Folder for the memory-mapped copies of large data sets: ``$XDG_CACHE_HOME/byol-med``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "byol-med"
+
+
+def monitor_name(run: Run) -> str | None:
+    """Name of the labelled set that the k-NN monitor reads, or None.
+
+    ``data.monitor`` is optional: where its file cannot be found, pretraining goes on without it.
+    """
+    name = run.config.data.monitor
+    return name if name is not None and search(run, name) is not None else None
+
+
+def _locate(run: Run, name: str) -> tuple[Path, str | None]:
+    found = search(run, name)
+    if found is None:
+        size = run.config.data.size
+        file = f"{name}.npz" if size == 28 else f"{name}_{size}.npz"
+        places = ", ".join(str(root) for root in _roots(run))
+        raise InputError(
+            f"{name}: no file {file} in {places} or the store's data/; "
+            f"run `python -m app data fetch --dataset {name}`, or give --data {name}=FILE"
+        )
+    return found
+
+
+def search(run: Run, name: str) -> tuple[Path, str | None] | None:
+    """Find the file of a data set, and its task if one was given; None if there is no such file.
+
+    First ``--data``, then the folders of ``data.default_roots``, then the store's ``data/``. A run on
+    phantoms reads the store's ``phantoms/`` instead.
+    """
+    if name in run.config.sources:
+        return parse_source(run.config.sources[name])
+    size = run.config.data.size
+    if run.config.data.phantoms == "always":
+        key = f"phantoms/{name}_{size}.npz"
+        return (run.store.local(key), None) if run.store.exists(key) else None
+    path = find_file(name, size, _roots(run))
+    if path is None and run.store.exists(key := f"data/{name}_{size}.npz"):
+        path = run.store.local(key)
+    return None if path is None else (path, None)
+
+
+def _roots(run: Run) -> list[Path]:
+    root = run.config.data_root
+    return default_roots(Path(root).expanduser() if root else None)
+
+
+def parse_source(source: str) -> tuple[Path, str | None]:
+    """Split ``URI[:task]`` into a local path and MedMNIST's name of the task, if given.
+
+    Raises:
+        UsageError: a URI that is no file.
+    """
+    uri, separator, word = source.rpartition(":")
+    task = None
+    if separator and "/" not in word and not word.startswith("\\"):
+        task = parse_task(word)
+    else:
+        uri = source
+    if "://" in uri:
+        parts = urlsplit(uri)
+        if parts.scheme != "file":
+            # the rest may hold credentials, or a signature
+            raise UsageError(f"--data …={parts.scheme}://…: give a path or a file:// URI")
+        uri = unquote(parts.path)
+    return Path(uri).expanduser(), task

@@ -1,0 +1,1 @@
+"""The method and how it is judged: tensors and plain values in and out; reads like the paper."""

@@ -1,0 +1,281 @@
+"""Views: the random augmentations of BYOL and BYOL+, drawn per sample, computed per batch.
+
+Geometry and blur act along one axis at a time, so each is a small matrix per sample and axis, and a batch
+is warped by two batched matrix products. Colour operations that do nothing to a gray image are skipped.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from app.science.networks import normalise
+
+CROP_ATTEMPTS = 10  # as in torchvision and kornia: draws of a box before the fall-back to the whole image
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in kornia and Pillow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Strengths and probabilities of the operations; a probability of 0 leaves one out.
+
+    Attributes:
+        crop_scale: least and greatest share of the area that a random resized crop keeps.
+        crop_ratio: least and greatest ratio of width to height of the crop.
+        flip: probability of a horizontal flip.
+        jitter: probability of the colour jitter.
+        jitter_brightness: its factor is drawn from [1 - b, 1 + b].
+        jitter_contrast: likewise, about the mean luminance of the image.
+        jitter_saturation: likewise; nothing on gray images.
+        jitter_hue: shift drawn from [-h, h] turns, at most 0.5; nothing on gray images.
+        grayscale: probability of dropping the colour; nothing on gray images.
+        blur: probability of a Gaussian blur.
+        blur_sigma: least and greatest standard deviation, in pixels.
+        blur_radius: the kernel spans ``2 * blur_radius + 1`` pixels.
+        contrast: probability of BYOL+'s contrast.
+        contrast_range: least and greatest factor, about the mean luminance.
+        brightness: probability of BYOL+'s brightness.
+        brightness_range: least and greatest factor.
+        cutout: probability of BYOL+'s cutout (DeVries and Taylor 2017).
+        cutout_side: least and greatest side of the square, as a share of the image's side.
+    """
+
+    crop_scale: tuple[float, float]
+    crop_ratio: tuple[float, float]
+    flip: float
+    jitter: float
+    jitter_brightness: float
+    jitter_contrast: float
+    jitter_saturation: float
+    jitter_hue: float
+    grayscale: float
+    blur: float
+    blur_sigma: tuple[float, float]
+    blur_radius: int
+    contrast: float = 0.0
+    contrast_range: tuple[float, float] = (1.0, 1.0)
+    brightness: float = 0.0
+    brightness_range: tuple[float, float] = (1.0, 1.0)
+    cutout: float = 0.0
+    cutout_side: tuple[float, float] = (0.0, 0.0)
+
+
+Draws = dict[str, Tensor]
+
+
+def draw(augmentation: Augmentation, count: int, size: int, generator: torch.Generator) -> Draws:
+    """Draw the random parameters of ``count`` views, one row per view.
+
+    Args:
+        augmentation: what to draw.
+        count: number of views.
+        size: height and width of the images, in pixels.
+        generator: a CPU generator; the same state gives the same draws on every device.
+
+    Returns:
+        Tensors whose first dimension is ``count``: ``top``, ``left``, ``height``, ``width`` of the crop in
+        pixels, ``flip`` (bool), colour factors (1 is "leave alone"), ``hue`` in turns, ``gray`` (bool),
+        ``sigma`` in pixels (0 is "no blur"), and the ``hole_top``, ``hole_left``, ``hole_side`` of the cutout.
+    """
+    a = augmentation
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(count, *shape, generator=generator)
+
+    def chance(probability: float) -> Tensor:
+        return torch.rand(count, generator=generator) < probability
+
+    area = uniform(*a.crop_scale, CROP_ATTEMPTS) * size * size
+    ratio = uniform(math.log(a.crop_ratio[0]), math.log(a.crop_ratio[1]), CROP_ATTEMPTS).exp()
+    widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    valid = (widths >= 1) & (heights >= 1) & (widths <= size) & (heights <= size)
+    first = valid.int().argmax(1, keepdim=True)
+    found = valid.any(1)
+    width = torch.where(found, widths.gather(1, first).squeeze(1), size)
+    height = torch.where(found, heights.gather(1, first).squeeze(1), size)
+    draws = {
+        "width": width,
+        "height": height,
+        "left": (uniform(0, 1) * (size - width + 1)).floor(),
+        "top": (uniform(0, 1) * (size - height + 1)).floor(),
+        "flip": chance(a.flip),
+    }
+    jittered = chance(a.jitter)
+    for name in ("brightness", "contrast", "saturation"):
+        strength = getattr(a, f"jitter_{name}")
+        draws[f"jitter_{name}"] = torch.where(jittered, uniform(max(0.0, 1 - strength), 1 + strength), 1.0)
+    draws["hue"] = torch.where(jittered, uniform(-a.jitter_hue, a.jitter_hue), 0.0)
+    draws["gray"] = chance(a.grayscale)
+    draws["sigma"] = torch.where(chance(a.blur), uniform(*a.blur_sigma), 0.0)
+    draws["contrast"] = torch.where(chance(a.contrast), uniform(*a.contrast_range), 1.0)
+    draws["brightness"] = torch.where(chance(a.brightness), uniform(*a.brightness_range), 1.0)
+    side = (uniform(*a.cutout_side) * size).round()
+    draws["hole_side"] = torch.where(chance(a.cutout), side, 0.0)
+    draws["hole_top"] = (uniform(0, 1) * (size - draws["hole_side"] + 1)).floor()
+    draws["hole_left"] = (uniform(0, 1) * (size - draws["hole_side"] + 1)).floor()
+    return draws
+
+
+def apply(augmentation: Augmentation, images: Tensor, draws: Draws) -> Tensor:
+    """Make one normalised view of each image.
+
+    Order: resized crop and flip, colour jitter, grayscale, blur, then BYOL+'s contrast, brightness and
+    cutout, then normalisation. Intensities stay in [0, 1] until the last step; a cutout is mid-gray.
+
+    Args:
+        augmentation: which operations are in use at all.
+        images: float, (B, C, H, W) in [0, 1], square, C = 1 or 3.
+        draws: what ``draw`` gave, on any device, B rows.
+
+    Returns:
+        The views, (B, C, H, W) in [-1, 1].
+    """
+    a = augmentation
+    size = images.shape[-1]
+    draws = {name: value.to(images.device) for name, value in draws.items()}
+    rows = crop_matrix(draws["top"], draws["height"], size)
+    columns = crop_matrix(draws["left"], draws["width"], size)
+    columns = torch.where(draws["flip"][:, None, None], columns.flip(1), columns)
+    x = warp(images, rows, columns)
+    if a.jitter > 0:
+        x = adjust_brightness(x, draws["jitter_brightness"])
+        x = adjust_contrast(x, draws["jitter_contrast"])
+        if x.shape[1] == 3:
+            x = adjust_saturation(x, draws["jitter_saturation"])
+            x = adjust_hue(x, draws["hue"])
+    if a.grayscale > 0 and x.shape[1] == 3:
+        x = torch.where(draws["gray"][:, None, None, None], luminance(x).expand_as(x), x)
+    if a.blur > 0:
+        blur = blur_matrix(draws["sigma"], a.blur_radius, size)
+        x = warp(x, blur, blur)
+    if a.contrast > 0:
+        x = adjust_contrast(x, draws["contrast"])
+    if a.brightness > 0:
+        x = adjust_brightness(x, draws["brightness"])
+    if a.cutout > 0:
+        x = x.masked_fill(hole(draws["hole_top"], draws["hole_left"], draws["hole_side"], size), 0.5)
+    return normalise(x)
+
+
+def two_views(
+    augmentation: Augmentation, images: Tensor, generator: torch.Generator, *, batch: int | None = None, first: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Make two independent views of each image: the input of ``BYOL.forward``.
+
+    Args:
+        augmentation: what to draw and apply.
+        images: float, (B, C, H, W) in [0, 1].
+        generator: a CPU generator.
+        batch: size of the batch that the images are part of, if they are a part: all of it is drawn for, so
+            that a view depends on its image's place in the whole batch.
+        first: place of the first image in that batch.
+    """
+    count = len(images)
+    batch = count if batch is None else batch
+    draws = draw(augmentation, 2 * batch, images.shape[-1], generator)
+    if count < batch:
+        mine = [*range(first, first + count), *range(batch + first, batch + first + count)]
+        draws = {name: value[mine] for name, value in draws.items()}
+    views = apply(augmentation, torch.cat([images, images]), draws)
+    return views[:count], views[count:]
+
+
+def warp(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Apply ``rows @ image @ columns.T`` to every channel; matrices are (B, H, H) and (B, W, W)."""
+    return rows[:, None] @ images @ columns[:, None].mT
+
+
+def crop_matrix(start: Tensor, length: Tensor, size: int) -> Tensor:
+    """Bilinear resize of the pixels ``start .. start + length - 1`` to ``size`` pixels, as a matrix.
+
+    Pixel centres lie at half-integers (``align_corners=False``); beyond the box its edge pixel is repeated.
+
+    Args:
+        start: first pixel of the box, (B,).
+        length: pixels in the box, (B,).
+        size: pixels of the image, before and after.
+
+    Returns:
+        (B, ``size``, ``size``); every row sums to 1.
+    """
+    centre = (torch.arange(size, device=start.device) + 0.5) * (length / size)[:, None] - 0.5
+    source = start[:, None] + torch.minimum(centre.clamp_min(0), length[:, None] - 1)
+    return (1 - (source[:, :, None] - torch.arange(size, device=start.device)).abs()).clamp_min(0)
+
+
+def blur_matrix(sigma: Tensor, radius: int, size: int) -> Tensor:
+    """Gaussian blur along one axis with reflected borders, as a matrix; the identity where sigma is 0.
+
+    Args:
+        sigma: standard deviation in pixels, (B,).
+        radius: the kernel spans ``2 * radius + 1`` pixels and is normalised to 1.
+        size: pixels along the axis, more than ``radius``.
+
+    Returns:
+        (B, ``size``, ``size``); every row sums to 1.
+    """
+    offset = torch.arange(-radius, radius + 1, device=sigma.device)
+    weights = torch.exp(-0.5 * (offset / sigma.clamp_min(1e-3)[:, None]) ** 2)
+    weights = weights / weights.sum(1, keepdim=True)
+    reached = torch.arange(size, device=sigma.device)[:, None] + offset  # (pixel, tap)
+    reflected = reached.abs()
+    reflected = torch.where(reflected >= size, 2 * (size - 1) - reflected, reflected)
+    taps = F.one_hot(reflected, size).to(weights.dtype)  # (pixel, tap, source)
+    return torch.einsum("bt,pts->bps", weights, taps)
+
+
+def luminance(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, 1, H, W): the image itself if gray, ITU-R BT.601 luma if RGB."""
+    if x.shape[1] == 1:
+        return x
+    return torch.einsum("bchw,c->bhw", x, x.new_tensor(LUMINANCE)).unsqueeze(1)
+
+
+def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
+    """Multiply by ``factor`` (B,) and clip to [0, 1]."""
+    return (x * factor[:, None, None, None]).clamp(0, 1)
+
+
+def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Stretch by ``factor`` (B,) about the mean luminance of each image and clip to [0, 1]."""
+    return torch.lerp(luminance(x).mean((2, 3), keepdim=True), x, factor[:, None, None, None]).clamp(0, 1)
+
+
+def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """Stretch RGB by ``factor`` (B,) about the luminance of each pixel and clip to [0, 1]."""
+    return torch.lerp(luminance(x).expand_as(x), x, factor[:, None, None, None]).clamp(0, 1)
+
+
+def adjust_hue(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue of RGB images by ``turns`` (B,) of a full circle; value and saturation of HSV stay.
+
+    With hue ``h`` in sixths of a turn, value ``v`` and chroma ``c``, a channel is
+    ``v - c * clamp(min(k, 4 - k), 0, 1)``, ``k = (n + h) mod 6``, n = 5, 3, 1 for red, green, blue.
+    """
+    red, green, blue = x.unbind(1)
+    value = x.amax(1)
+    chroma = value - x.amin(1)
+    divisor = chroma.clamp_min(1e-12)  # a gray pixel has no hue, and whatever is taken for it is multiplied by 0
+    sixths = torch.where(
+        value == red,
+        (green - blue) / divisor,
+        torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
+    )
+    sixths = sixths + 6 * turns[:, None, None]
+    turned = torch.empty_like(x)
+    for channel, n in enumerate((5, 3, 1)):
+        k = torch.remainder(sixths + n, 6)
+        torch.addcmul(value, chroma, torch.minimum(k, 4 - k).clamp_(0, 1), value=-1, out=turned[:, channel])
+    return turned
+
+
+def hole(top: Tensor, left: Tensor, side: Tensor, size: int) -> Tensor:
+    """Mask of the square of each cutout, bool (B, 1, ``size``, ``size``)."""
+    pixel = torch.arange(size, device=top.device)
+    inside_rows = (pixel >= top[:, None]) & (pixel < (top + side)[:, None])
+    inside_columns = (pixel >= left[:, None]) & (pixel < (left + side)[:, None])
+    return (inside_rows[:, :, None] & inside_columns[:, None, :]).unsqueeze(1)

@@ -1,0 +1,315 @@
+"""How sure a number is: intervals over seeds, over test images, and for differences of two methods.
+
+Two sources of chance are kept apart, because they answer different questions:
+
+* *Seeds*: would another run of the same recipe give the same?  t-intervals over seeds (:func:`t_interval`,
+  :func:`paired_t_difference`).
+* *Test images*: would another test set of the same size give the same?  :func:`delong_interval` and
+  :func:`delong_test` for a binary AUROC, :func:`paired_bootstrap` for any task.
+
+Everywhere ``y`` holds integer labels: shape ``(N,)`` (or ``(N, 1)``) with class numbers, or ``(N, L)`` of 0/1
+for L > 1 independent labels.  A score is float, larger means more likely: ``(N,)``, ``(N, 1)`` or ``(N, 2)``
+(last column = the positive class) for binary labels, ``(N, C)`` for C classes, ``(N, L)`` for L labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int32]
+
+_CHUNK_ELEMENTS = 2_000_000  # images x resamples held at once: keeps the bootstrap's memory near 50 MB
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with the ends of its confidence interval.
+
+    ``n`` is the number of independent things it was computed from (seeds, or test images).  ``low`` and
+    ``high`` are NaN where no interval exists, as with one seed.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def half_width(self) -> float:
+        """Half the distance of the two ends; NaN where there is no interval."""
+        return (self.high - self.low) / 2
+
+    @property
+    def known(self) -> bool:
+        """Whether both ends are finite numbers."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the whole interval lies on one side of zero; False where there is no interval."""
+        return self.known and (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class DeLongTest:
+    """The difference ``a - b`` of two AUROCs on one test set, its interval, z value and two-sided p value."""
+
+    difference: Interval
+    z: float
+    p_value: float
+
+
+class WeightedMetric(Protocol):
+    """A metric of one set of predictions under many re-weightings of the test images at once."""
+
+    def __call__(self, y: NDArray[Any], score: NDArray[Any], counts: Counts, /) -> Floats:
+        """Return shape ``(B,)`` for ``counts`` of shape ``(N, B)``: how often each image was drawn."""
+        ...
+
+
+# --- over seeds ------------------------------------------------------------------------------------
+
+
+def t_interval(values: Sequence[float] | Floats, confidence: float = 0.95) -> Interval:
+    """Mean of independent values (one per seed) with Student's t-interval, ``mean ± t * s / sqrt(n)``.
+
+    One value gives its mean and NaN ends: a single run says nothing about the next.  No values, or a NaN
+    among them, give NaN throughout.  The ends are not clipped, so an interval of a score may pass 1.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1:
+        raise ValueError(f"t_interval needs a flat sequence, got shape {x.shape}")
+    n = int(x.size)
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    mean = float(x.mean())
+    if n == 1:
+        return Interval(mean, math.nan, math.nan, 1)
+    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1) * x.std(ddof=1) / math.sqrt(n))
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def paired_t_difference(a: Sequence[float] | Floats, b: Sequence[float] | Floats, confidence: float = 0.95) -> Interval:
+    """Mean of ``a[i] - b[i]`` over seeds with its t-interval; both in the same order of seeds."""
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if x.shape != y.shape:
+        raise ValueError(f"paired values need equal shapes, got {x.shape} and {y.shape}")
+    return t_interval(x - y, confidence)
+
+
+# --- over test images: AUROC of one binary test set ------------------------------------------------
+
+
+def _binary(y: NDArray[Any], score: NDArray[Any]) -> tuple[NDArray[np.bool_], Floats]:
+    """Return the positives as a mask and the positive class's score, both of shape ``(N,)``."""
+    labels = np.asarray(y)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    s = np.asarray(score, dtype=np.float64)
+    if s.ndim == 2 and s.shape[1] in (1, 2):
+        s = s[:, -1]
+    if labels.ndim != 1 or s.shape != labels.shape:
+        raise ValueError(f"not a binary problem: labels {np.shape(y)}, scores {np.shape(score)}")
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError("binary labels must be 0 or 1")
+    return labels == 1, s
+
+
+def _placements(positive: NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
+    """DeLong's placement values through midranks (Sun & Xu 2014), O(N log N).
+
+    Returns for each positive the share of negatives below it, and for each negative the share of positives
+    above it; ties count one half.
+    """
+    pos, neg = score[positive], score[~positive]
+    m, n = pos.size, neg.size
+    ranks = stats.rankdata(np.concatenate([pos, neg]))  # midranks
+    return (ranks[:m] - stats.rankdata(pos)) / n, 1.0 - (ranks[m:] - stats.rankdata(neg)) / m
+
+
+def delong_variance(y: NDArray[Any], score: NDArray[Any]) -> tuple[float, float]:
+    """AUROC and its variance after DeLong, DeLong & Clarke-Pearson (1988), with Sun & Xu's (2014) midranks.
+
+    NaN for both where a class is absent; the variance is NaN where a class has a single image.
+    """
+    positive, s = _binary(y, score)
+    m, n = int(positive.sum()), int((~positive).sum())
+    if m == 0 or n == 0 or np.isnan(s).any():
+        return math.nan, math.nan
+    v10, v01 = _placements(positive, s)
+    variance = math.nan if min(m, n) < 2 else float(v10.var(ddof=1) / m + v01.var(ddof=1) / n)
+    return float(v10.mean()), variance
+
+
+def delong_interval(y: NDArray[Any], score: NDArray[Any], confidence: float = 0.95) -> Interval:
+    """Interval of a binary AUROC over test images: ``auc ± z * sqrt(variance)``, clipped to [0, 1].
+
+    ``n`` is the number of test images.  A perfect separation has variance 0 and so an interval of no
+    width: the method cannot see further than its test set.
+    """
+    auc, variance = delong_variance(y, score)
+    half = float(stats.norm.ppf(0.5 + confidence / 2)) * math.sqrt(variance)
+    low, high = np.clip([auc - half, auc + half], 0, 1)
+    return Interval(auc, float(low), float(high), int(np.shape(y)[0]))
+
+
+def delong_test(y: NDArray[Any], score_a: NDArray[Any], score_b: NDArray[Any], confidence: float = 0.95) -> DeLongTest:
+    """Paired test of two scores of the same test images (DeLong 1988): is ``AUROC(a) - AUROC(b)`` zero?
+
+    The covariance of the two AUROCs counts.  If the difference has no variance (equal rankings) p is 1 for a
+    zero difference and 0 otherwise.  Everything is NaN where a class has fewer than two images.
+    """
+    positive, a = _binary(y, score_a)
+    _, b = _binary(y, score_b)
+    images, m, n = int(positive.size), int(positive.sum()), int((~positive).sum())
+    if min(m, n) < 2:
+        return DeLongTest(Interval(math.nan, math.nan, math.nan, images), math.nan, math.nan)
+    a10, a01 = _placements(positive, a)
+    b10, b01 = _placements(positive, b)
+    difference = float(a10.mean() - b10.mean())
+    # Var(a) + Var(b) - 2 Cov(a, b) is the variance of the differences of the placements.
+    sd = math.sqrt(float((a10 - b10).var(ddof=1) / m + (a01 - b01).var(ddof=1) / n))
+    z = difference / sd if sd > 0 else math.copysign(math.inf, difference) if difference else 0.0
+    half = float(stats.norm.ppf(0.5 + confidence / 2)) * sd
+    interval = Interval(difference, difference - half, difference + half, images)
+    return DeLongTest(interval, z, float(2 * stats.norm.sf(abs(z))))
+
+
+def hanley_mcneil_half_width(auc: float, positives: int, negatives: int, confidence: float = 0.95) -> float:
+    """Half-width of the interval of an AUROC known only as a published number (Hanley & McNeil 1982)."""
+    q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
+    spread = auc * (1 - auc) + (positives - 1) * (q1 - auc**2) + (negatives - 1) * (q2 - auc**2)
+    return float(stats.norm.ppf(0.5 + confidence / 2)) * math.sqrt(spread / (positives * negatives))
+
+
+# --- over test images: the bootstrap ---------------------------------------------------------------
+
+
+def _one_against_rest(y: NDArray[Any], score: NDArray[Any]) -> list[tuple[NDArray[np.bool_], Floats]]:
+    """Split any task into binary ones: a list of (positives, score), one entry for binary labels."""
+    labels, s = np.asarray(y), np.asarray(score, dtype=np.float64)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if s.ndim == 1:
+        s = s[:, None]
+    if labels.shape[0] != s.shape[0]:
+        raise ValueError(f"{labels.shape[0]} labels but {s.shape[0]} scores")
+    if labels.ndim == 2:
+        if labels.shape != s.shape:
+            raise ValueError(f"labels {labels.shape} and scores {s.shape} must have one column per label")
+        return [(labels[:, c] == 1, s[:, c]) for c in range(s.shape[1])]
+    if s.shape[1] <= 2:
+        return [_binary(labels, s)]
+    return [(labels == c, s[:, c]) for c in range(s.shape[1])]
+
+
+def weighted_auroc(y: NDArray[Any], score: NDArray[Any], counts: Counts) -> Floats:
+    """AUROC under each column of ``counts`` (shape ``(N, B)``) -> shape ``(B,)``; ties count one half.
+
+    Macro average of one class against the rest, or of the labels.  A class without positives or without
+    negatives has no curve and is left out, as in :mod:`app.science.metrics`; NaN where none has one, or for NaN
+    scores.
+    """
+    total: Floats = np.zeros(counts.shape[1])
+    defined: Floats = np.zeros(counts.shape[1])
+    for positive, s in _one_against_rest(y, score):
+        if np.isnan(s).any():
+            return np.full(counts.shape[1], math.nan)
+        order = np.argsort(s, kind="stable")
+        ranked, is_positive = s[order], positive[order]
+        drawn = counts[order]
+        hits = drawn[is_positive].astype(np.float64)
+        negatives = np.zeros((len(s) + 1, counts.shape[1]), dtype=np.int32)
+        drawn[is_positive] = 0
+        np.cumsum(drawn, axis=0, out=negatives[1:])
+        below = negatives[np.searchsorted(ranked, ranked[is_positive], side="left")]
+        up_to = negatives[np.searchsorted(ranked, ranked[is_positive], side="right")]
+        wins = np.einsum("pb,pb->b", hits, below + up_to) / 2
+        pairs = hits.sum(axis=0) * negatives[-1]
+        there = pairs > 0
+        total[there] += wins[there] / pairs[there]
+        defined += there
+    return np.divide(total, defined, out=np.full_like(total, math.nan), where=defined > 0)
+
+
+def auroc(y: NDArray[Any], score: NDArray[Any]) -> float:
+    """Area under the ROC curve, macro-averaged as in :func:`weighted_auroc`."""
+    return float(weighted_auroc(y, score, np.ones((np.shape(y)[0], 1), dtype=np.int32))[0])
+
+
+def _resamples(y: NDArray[Any], n: int, seed: int) -> Iterator[Counts]:
+    """Yield draws with replacement, as counts of shape ``(N, up to chunk)``, ``n`` columns in all.
+
+    Class by class, so that every resample has the class counts of the test set and its AUROC is defined;
+    images with several labels are drawn as they come, since their label combinations are too many to keep
+    fixed.
+    """
+    labels = np.asarray(y)
+    if labels.ndim == 2:
+        labels = labels[:, 0] if labels.shape[1] == 1 else np.zeros(len(labels), dtype=np.int64)
+    strata = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    generator = np.random.default_rng(seed)
+    chunk = max(1, min(n, _CHUNK_ELEMENTS // max(1, len(labels))))
+    for start in range(0, n, chunk):
+        columns = min(chunk, n - start)
+        counts = np.empty((len(labels), columns), dtype=np.int32)
+        for members in strata:
+            picks = generator.integers(0, len(members), size=(len(members), columns))
+            flat = np.bincount((picks * columns + np.arange(columns)).ravel(), minlength=picks.size)
+            counts[members] = flat.reshape(len(members), columns)
+        yield counts
+
+
+def bootstrap_means(
+    metric: WeightedMetric,
+    y: NDArray[Any],
+    groups: Sequence[Sequence[NDArray[Any]]],
+    n: int = 2000,
+    seed: int = 0,
+) -> Floats:
+    """Mean metric of each group of predictions under the same ``n`` resamples -> shape ``(len(groups), n)``.
+
+    A group holds the scores of one method's runs (seeds, draws) on one test set.  All groups see the same
+    resamples, so two rows may be subtracted: that is the paired bootstrap.
+    """
+    chunks = [
+        np.stack([np.mean([metric(y, score, counts) for score in scores], axis=0) for scores in groups])
+        for counts in _resamples(y, n, seed)
+    ]
+    return np.asarray(np.concatenate(chunks, axis=1), dtype=np.float64)
+
+
+def percentile_interval(estimate: float, samples: Floats, images: int, confidence: float = 0.95) -> Interval:
+    """Percentile interval of bootstrap ``samples`` around ``estimate``; NaN ends if a sample is NaN."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(samples, [tail, 1 - tail])
+    return Interval(float(estimate), float(low), float(high), images)
+
+
+def paired_bootstrap(
+    metric: WeightedMetric,
+    y: NDArray[Any],
+    scores_a: Sequence[NDArray[Any]],
+    scores_b: Sequence[NDArray[Any]],
+    n: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Interval:
+    """Difference of two methods' mean metric (over their runs) with a percentile interval over test images.
+
+    The images are resampled ``n`` times within each class, both methods on the same images (Efron &
+    Tibshirani 1993).  The trained models are held fixed: this says how far the difference depends on which
+    images were tested.
+    """
+    whole = np.ones((np.shape(y)[0], 1), dtype=np.int32)
+    a, b = (float(np.mean([metric(y, s, whole)[0] for s in scores])) for scores in (scores_a, scores_b))
+    means = bootstrap_means(metric, y, [scores_a, scores_b], n, seed)
+    return percentile_interval(a - b, means[0] - means[1], int(np.shape(y)[0]), confidence)

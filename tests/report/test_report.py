@@ -1,0 +1,709 @@
+"""The report from fabricated records: right numbers, honest words, and no run too partial to read."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from app.errors import InputError
+from app.report import ReportSummary, plots, tables, write_report
+from app.report.collect import Study, collect, parse_predictions
+from app.report.compare import Analysis
+from app.report.page import SYNTHETIC
+from app.science import metrics
+from app.science.statistics import Interval
+from app.storage import FolderStore, MissingObject, Store, check_key
+
+RUN = "recommended-1a2b3c4d"
+ROOT = f"runs/{RUN}"
+DERMA = (
+    "actinic keratoses and intraepithelial carcinoma", "basal cell carcinoma", "benign keratosis-like lesions",
+    "dermatofibroma", "melanoma", "melanocytic nevi", "vascular lesions",
+)  # fmt: skip
+DATASETS: dict[str, dict[str, Any]] = {
+    "pneumoniamnist": {
+        "title": "PneumoniaMNIST", "modality": "Chest X-ray", "task": "binary-class", "labels": ("normal", "pneumonia"),
+        "test": (234, 390), "licence": "CC BY 4.0",
+    },
+    "breastmnist": {
+        "title": "BreastMNIST", "modality": "Breast ultrasound", "task": "binary-class",
+        "labels": ("malignant", "normal, benign"), "test": (42, 114), "licence": "CC BY 4.0",
+    },
+    "dermamnist_reconstructed": {
+        "title": "DermaMNIST (reconstructed)", "modality": "Dermatoscope", "task": "multi-class", "labels": DERMA,
+        "test": (66, 103, 220, 23, 223, 1341, 29), "licence": "CC BY-NC 4.0",
+    },
+}  # fmt: skip
+# Distance of the classes in standard deviations: byol is better than random on pneumonia, worse on derma.
+GAP = {
+    "pneumoniamnist": {"random": 1.9, "imagenet": 2.2, "byol": 2.5, "byol_plus": 2.45},
+    "breastmnist": {"random": 1.3, "imagenet": 1.4, "byol": 1.35, "byol_plus": 1.45},
+    "dermamnist_reconstructed": {"random": 1.6, "imagenet": 1.8, "byol": 1.25, "byol_plus": 1.3},
+}
+SPLITS = {"train": 7, "val": 1, "test": 1}
+LOSS = {"finetune": 0.0, "linear_probe": -0.3, "few_shot": -0.6, "few_shot_frozen": -0.7}
+
+
+class MemoryStore:
+    """A store in a dictionary: the folder store syncs every object to the disk, and a run has hundreds."""
+
+    uri = "memory"
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+
+    def read(self, key: str) -> bytes:
+        if key not in self.objects:
+            raise MissingObject(f"{key}: there is no such object")
+        return self.objects[key]
+
+    def write(self, key: str, data: bytes) -> None:
+        self.objects[check_key(key)] = data
+
+    def exists(self, key: str) -> bool:
+        return key in self.objects
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        return iter(sorted(key for key in self.objects if key.startswith(f"{check_key(prefix)}/")))
+
+    def delete(self, key: str) -> None:
+        self.objects.pop(key, None)
+
+
+class FakeRun:
+    """Writes a run's objects as the stages do, with made-up but consistent numbers."""
+
+    def __init__(
+        self,
+        *,
+        store: Store | None = None,
+        datasets: dict[str, dict[str, Any]] | None = None,
+        methods: tuple[str, ...] = ("random", "byol", "byol_plus"),
+        protocols: tuple[str, ...] = ("finetune", "linear_probe", "few_shot"),
+        seeds: tuple[int, ...] = (0, 1, 2),
+        synthetic: bool = False,
+        shrink: int = 1,
+        draws: int = 3,
+    ) -> None:
+        self.store = store or MemoryStore()
+        self.datasets = datasets if datasets is not None else DATASETS
+        self.methods, self.protocols, self.seeds = methods, protocols, seeds
+        self.synthetic, self.shrink, self.draws = synthetic, shrink, draws
+        self.summary: ReportSummary | None = None
+
+    def labels(self, name: str) -> NDArray[np.int64]:
+        info = self.datasets[name]
+        if info["task"] == metrics.MULTI_LABEL:
+            rng = np.random.default_rng(5)
+            return (rng.random((sum(info["test"]), len(info["labels"]))) < 0.2).astype(np.int64)
+        counts = [max(4, n // self.shrink) for n in info["test"]]
+        return np.repeat(np.arange(len(counts)), counts)[:, None]
+
+    def scores(self, name: str, method: str, protocol: str, seed: int, draw: int) -> NDArray[np.float64]:
+        y, task, classes = self.labels(name), self.datasets[name]["task"], len(self.datasets[name]["labels"])
+        gap = max(0.1, GAP.get(name, {}).get(method, 1.0) + LOSS[protocol])
+        # Part of the noise belongs to the image: all models find the same images hard.
+        image = np.random.default_rng(11).normal(size=(len(y), classes))
+        own = np.random.default_rng([seed, draw, len(method), len(protocol)]).normal(size=(len(y), classes))
+        z = 0.85 * image + 0.5 * own
+        if task == metrics.MULTI_LABEL:
+            return 1 / (1 + np.exp(-(z + gap * (2 * y - 1))))
+        if task == metrics.BINARY:
+            p = 1 / (1 + np.exp(-(z[:, 0] + gap * (y[:, 0] - 0.5))))
+            return np.stack([1 - p, p], axis=1)
+        z = z + gap * np.eye(classes)[y[:, 0]] + 1.2 * (np.arange(classes) == classes - 2)
+        return np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+
+    def inits(self) -> list[tuple[str, str, int]]:
+        """(init, method, seed)."""
+        pretrained = [m for m in self.methods if m.startswith("byol")]
+        return [(f"{m}-s{s}" if m in pretrained else m, m, s) for m in self.methods for s in self.seeds]
+
+    def put(self, key: str, value: Any) -> None:
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.store.write(f"{ROOT}/{key}", data)
+
+    def write(self) -> FakeRun:
+        self.experiment()
+        for init, method, seed in self.inits():
+            if init != method:
+                self.pretrain(init, method, seed)
+            for name in self.datasets:
+                for protocol in self.protocols:
+                    self.downstream(name, init, method, protocol, seed)
+        return self
+
+    def experiment(self, **changes: Any) -> None:
+        data: dict[str, Any] = {
+            "nih_unlabelled": {
+                "sha256": "0" * 64, "size": 28, "task": "none", "labels": {}, "channels": 1, "splits": {"all": 10000},
+                "class_counts": {}, "licence": "NIH ChestX-ray14, free use with citation", "source": "nih.npz",
+                "title": "NIH chest X-rays", "modality": "Chest X-ray", "role": "pretrain",
+            }
+        }  # fmt: skip
+        for name, info in self.datasets.items():
+            y = self.labels(name)
+            test = y.sum(axis=0) if y.shape[1] > 1 else np.bincount(y[:, 0])
+            counts = {split: [factor * int(n) for n in test] for split, factor in SPLITS.items()}
+            data[name] = {
+                "sha256": "1" * 64, "size": 28, "task": info["task"],
+                "labels": {str(i): label for i, label in enumerate(info["labels"])},
+                "channels": 3 if "derma" in name else 1,
+                "splits": {split: factor * len(y) for split, factor in SPLITS.items()}, "class_counts": counts,
+                "licence": info["licence"], "source": f"{name}.npz", "title": info["title"],
+                "modality": info["modality"], "role": "downstream",
+            }  # fmt: skip
+            self.put(f"samples/{name}_test_labels.json", {"labels": y.tolist()})
+        inits = self.inits()
+        plan = {
+            "version": 1, "run_id": RUN,
+            "pretrain": [{"key": i, "args": []} for i, m, _ in inits if i != m],
+            "downstream": [
+                {"key": f"{d}/{i}/{p}/s{s}", "needs": i if i != m else None, "args": []}
+                for d in self.datasets for p in self.protocols for i, m, s in inits
+            ],
+        }  # fmt: skip
+        config = {"study": {"methods": list(self.methods), "seeds": list(self.seeds)}, "pretrain": {"epochs": 20}}
+        record = {
+            "version": 1, "run_id": RUN, "preset": "recommended", "synthetic": self.synthetic, "config": config,
+            "plan": plan, "data": data, "created": "2026-11-22T08:00:00Z",
+        }  # fmt: skip
+        self.put("experiment.json", record | changes)
+
+    def base(self, key: str, method: str, seed: int) -> dict[str, Any]:
+        return {
+            "version": 1, "run_id": RUN, "key": key, "method": method, "seed": seed, "synthetic": self.synthetic,
+            "identity": "2" * 64, "config": {}, "finished": "2026-11-22T09:30:00Z",
+            "environment": {"git_commit": "abc1234", "python": "3.11.2", "torch": "2.14.1"},
+        }  # fmt: skip
+
+    def files(self, folder: str, contents: dict[str, bytes]) -> dict[str, Any]:
+        for name, data in contents.items():
+            self.put(f"{folder}/{name}", data)
+        return {n: {"size": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in contents.items()}
+
+    def pretrain(self, key: str, method: str, seed: int) -> None:
+        rng = np.random.default_rng([seed, len(method)])
+        lines = []
+        for epoch in range(1, 21):
+            for half in (0.5, 1.0):
+                step = round((epoch - 1 + half) * 39)
+                loss = 0.35 + 1.6 * np.exp(-(epoch + half) / 4) + (method == "byol_plus") * 0.15 + rng.normal() * 0.02
+                std = 0.0625 * (1 - 0.5 * np.exp(-epoch / 5)) + rng.normal() * 0.0008
+                lines.append({"step": step, "epoch": epoch, "loss": loss, "learning_rate": 1e-3, "target_std": std})
+            knn = 0.94 - 0.12 * np.exp(-epoch / 6) + rng.normal() * 0.004
+            lines.append({"step": epoch * 39, "epoch": epoch, "knn_auroc": knn, "knn_dataset": "pneumoniamnist:val"})
+        curves = "\n".join(json.dumps(line) for line in lines).encode()
+        folder = f"pretrain/{key}"
+        record = self.base(key, method, seed) | {
+            "kind": "pretrain", "steps": 780, "epochs": 20, "files": self.files(folder, {"curves.jsonl": curves}),
+            "metrics": {"loss": 0.4, "target_std": 0.06, "rank_me": 88.2, "knn_accuracy": 0.88, "knn_auroc": 0.94},
+            "timings": {"seconds": 812.3, "images_per_second": 246.1},
+        }  # fmt: skip
+        self.put(f"{folder}/record.json", record)
+
+    def downstream(self, name: str, init: str, method: str, protocol: str, seed: int) -> dict[str, Any]:
+        info, y = self.datasets[name], self.labels(name)
+        key = f"{name}/{init}/{protocol}/s{seed}"
+        folder = f"downstream/{key}"
+        drawn = [self.scores(name, method, protocol, seed, d) for d in range(self.draws)]
+        few = protocol.startswith("few_shot")
+        drawn = drawn if few else drawn[:1]
+        values = [metrics.evaluate(y, s, info["task"]) for s in drawn]
+        contents = {"predictions.csv": predictions_csv(drawn[0])}
+        if few:
+            contents |= {f"draws/{d}/predictions.csv": predictions_csv(s) for d, s in enumerate(drawn)}
+        record = self.base(key, method, seed) | {
+            "kind": "downstream", "dataset": name, "init": init, "protocol": protocol, "task": info["task"],
+            "labels": {str(i): label for i, label in enumerate(info["labels"])},
+            "metrics": {m: float(np.mean([v[m] for v in values])) for m in values[0]},
+            "validation": values[0], "confusion_matrix": metrics.confusion_matrix(y, drawn[0], info["task"]),
+            "per_class_auroc": [0.9] * len(info["labels"]), "best_epoch": 3, "curves": [],
+            "draws": [{"draw": d, "metrics": v, "best_epoch": 3} for d, v in enumerate(values)] if few else [],
+            "draw_overlap": 0.02 if few else None, "timings": {"seconds": 41.5}, "files": self.files(folder, contents),
+        }  # fmt: skip
+        self.put(f"{folder}/record.json", record)
+        return record
+
+
+def predictions_csv(scores: NDArray[np.float64]) -> bytes:
+    return "".join(f"{i}," + ",".join(f"{v:.6f}" for v in row) + "\n" for i, row in enumerate(scores)).encode()
+
+
+class Page(HTMLParser):
+    """Text, ids, links and a check that tags are closed in order."""
+
+    VOID = frozenset({"meta", "img", "br", "hr", "link", "input", "path", "use", "rect"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] not in (["style"], ["script"]):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def read(run: FakeRun, name: str) -> str:
+    return run.store.read(f"{ROOT}/report/{name}").decode()
+
+
+@pytest.fixture(scope="module")
+def full() -> FakeRun:
+    run = FakeRun(shrink=6, draws=2).write()
+    run.summary = write_report(run.store, RUN)
+    return run
+
+
+@pytest.fixture(scope="module")
+def study(full: FakeRun) -> Study:
+    return collect(full.store, RUN)
+
+
+@pytest.fixture(scope="module")
+def analysis(study: Study) -> Analysis:
+    return Analysis(study, resamples=200)
+
+
+# --- the whole report -------------------------------------------------------------------------------
+
+
+def test_the_report_is_one_well_formed_page_without_network(full: FakeRun) -> None:
+    html = read(full, "index.html")
+    page = Page(html)
+    assert len(html) < 3_000_000
+    ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    links = [a["href"] for tag, a in page.tags if tag == "a" and a["href"]]
+    assert links
+    assert all(link.removeprefix("#") in ids for link in links)
+    assert not [a for _, a in page.tags if re.match(r"(https?:)?//", str(a.get("src") or a.get("href") or ""))]
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
+    assert all(a.get("scope") for tag, a in page.tags if tag == "th")
+    assert all(a.get("alt") for tag, a in page.tags if tag == "img")
+    drawings = [a for tag, a in page.tags if tag == "svg"]
+    assert len(drawings) == 1 + 3 + 3 + 3 + 1 + 3
+    assert all(a["role"] == "img" and a["aria-label"] for a in drawings)
+
+
+def test_every_file_is_written_and_named(full: FakeRun) -> None:
+    summary = full.summary
+    assert summary is not None
+    names = {key.removeprefix(f"{ROOT}/report/") for key in summary.keys}
+    assert {"index.html", "report.md", "tables.csv", "figures/differences.svg", "figures/pretraining.svg"} <= names
+    assert all(full.store.exists(key) for key in summary.keys)
+    assert summary.missing == []
+    markdown = read(full, "report.md")
+    linked = set(re.findall(r"\]\((figures/[^)]+)\)", markdown))
+    assert linked == {name for name in names if name.startswith("figures/")}
+
+
+def test_the_same_records_give_the_same_bytes() -> None:
+    run = small(methods=("random", "byol"), protocols=("finetune",)).write()
+    write_report(run.store, RUN)
+    before = {key: run.store.read(key) for key in run.store.list(f"{ROOT}/report")}
+    write_report(run.store, RUN)
+    assert {key: run.store.read(key) for key in run.store.list(f"{ROOT}/report")} == before
+
+
+def test_means_and_intervals_of_the_table_are_those_of_the_records(full: FakeRun, analysis: Analysis) -> None:
+    key = ("pneumoniamnist", "finetune", "byol")
+    y = full.labels("pneumoniamnist")[:, 0]
+    aurocs = [roc_auc_score(y, full.scores("pneumoniamnist", "byol", "finetune", s, 0)[:, 1]) for s in (0, 1, 2)]
+    half = 4.302653 * np.std(aurocs, ddof=1) / np.sqrt(3)
+    expected = f"{np.mean(aurocs):.3f} ± {half:.3f}"
+    assert tables.mean_and_half_width(analysis.metric(key, "auroc")) == expected
+    assert expected in Page(read(full, "index.html")).text
+    assert expected in read(full, "report.md")
+    row = next(
+        row for row in csv.DictReader(io.StringIO(read(full, "tables.csv")))
+        if (row["kind"], row["dataset"], row["protocol"], row["method"], row["metric"]) == ("mean", *key, "auroc")
+    )  # fmt: skip
+    assert float(row["estimate"]) == pytest.approx(np.mean(aurocs), abs=1e-6)
+    assert float(row["high"]) == pytest.approx(np.mean(aurocs) + half, abs=1e-6)
+    assert row["paper"] == ""  # the paper's number on this set is a balanced accuracy
+
+
+def test_improvement_and_harm_are_said_as_the_data_have_them(analysis: Analysis) -> None:
+    verdicts = {(c.dataset, c.protocol, c.method): c.verdict for c in analysis.against_baseline.values()}
+    assert verdicts["pneumoniamnist", "linear_probe", "byol"] == "better"
+    assert verdicts["dermamnist_reconstructed", "finetune", "byol"] == "worse"
+    assert "better" not in {v for (dataset, _, _), v in verdicts.items() if dataset.startswith("derma")}
+    pairs = {(c.method, c.baseline) for c in analysis.comparisons}
+    assert pairs == {("byol", "random"), ("byol_plus", "random"), ("byol_plus", "byol")}
+
+
+def test_bootstrap_and_seed_means_are_of_the_same_difference(analysis: Analysis) -> None:
+    for c in analysis.comparisons:
+        assert c.images is not None
+        assert c.images.mean == pytest.approx(c.difference, abs=1e-4)  # predictions have six decimals
+
+
+def test_paper_numbers_stand_beside_the_metric_they_measure(full: FakeRun, analysis: Analysis) -> None:
+    assert tables.paper_value("pneumoniamnist", "finetune", "byol", "balanced_accuracy") == 0.85
+    assert tables.paper_value("pneumoniamnist", "finetune", "byol", "auroc") is None
+    assert tables.paper_value("dermamnist_reconstructed", "finetune", "byol_plus", "auroc") == 0.94
+    assert tables.paper_value("dermamnist", "few_shot", "byol", "balanced_accuracy") is None
+    assert tables.paper_value("breastmnist", "linear_probe", "byol_plus", "accuracy") == 0.76
+    assert tables.paper_value("breastmnist", "finetune", "imagenet", "f1") == 0.82
+    assert tables.paper_value("breastmnist", "finetune", "random", "f1") is None
+    assert tables.paper_value("octmnist", "finetune", "byol", "accuracy") is None
+    figure5, figure6 = (build(analysis) for build in (tables.figure5_table, tables.figure6_table))
+    assert [row.cells[-1].text for row in figure5.rows[:6]] == ["0.89", "0.92", "0.86", "0.88", "0.86", "—"]
+    assert figure5.rows[4].head == "Balanced accuracy ¹"
+    assert {row.group for row in figure6.rows} >= {"DermaMNIST (reconstructed) · Few-shot"}
+    assert "roc_auc_score(truth, hard labels)" in Page(read(full, "index.html")).text
+
+
+def test_medmnist_reference_stands_beside_fine_tuning_alone(analysis: Analysis) -> None:
+    last = {(row.group, row.head): row.cells[-1].text for row in tables.results_table(analysis).rows}
+    assert last["PneumoniaMNIST", "Fine-tune"] == "0.944"
+    assert last["DermaMNIST (reconstructed)", "Fine-tune"] == "0.917"
+    assert last["PneumoniaMNIST", "Few-shot"] == ""
+
+
+def test_licences_settings_and_the_clinical_note_are_shown(full: FakeRun) -> None:
+    for text in (Page(read(full, "index.html")).text, read(full, "report.md")):
+        assert "CC BY-NC 4.0" in text
+        assert "not for clinical use" in text
+        assert "abc1234" in text
+        assert "epochs: 20" in text
+        assert "SYNTHETIC" not in text
+
+
+def test_terminal_table(full: FakeRun) -> None:
+    assert full.summary is not None
+    text = full.summary.table_text
+    assert re.search(r"^Dataset +Protocol +Random +BYOL +BYOL\+ +MedMNIST v2$", text, re.M)
+    assert re.search(r"^PneumoniaMNIST +Fine-tune +0\.\d{3} ± 0\.\d{3} ", text, re.M)
+    assert "Of 18 comparisons with the Random start, " in text
+
+
+# --- partial, damaged and odd runs ------------------------------------------------------------------
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty figures, for tests of words and numbers: drawing takes a second a report."""
+    monkeypatch.setattr(
+        plots, "_finish", lambda canvas, name, alt: plots.Figure(name, '<svg viewBox="0 0 1 1"></svg>', alt, 96)
+    )
+
+
+def small(**changes: Any) -> FakeRun:
+    only = {"pneumoniamnist": DATASETS["pneumoniamnist"]}
+    return FakeRun(**({"datasets": only, "shrink": 10, "draws": 2} | changes))
+
+
+def test_a_run_without_any_result_is_reported() -> None:
+    run = small()
+    run.experiment()
+    summary = write_report(run.store, RUN)
+    assert len(summary.missing) == 6 + 27
+    page = Page(read(run, "index.html")).text
+    assert "No downstream job has finished yet" in page
+    assert "PneumoniaMNIST · Few-shot · BYOL+ (s0, s1, s2): no record" in page
+    assert "Pretraining · BYOL (s0, s1, s2): no record" in page
+    assert "No downstream job" in summary.table_text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_one_seed_has_no_interval_and_settles_nothing() -> None:
+    run = small(seeds=(0,), shrink=1).write()
+    write_report(run.store, RUN)
+    analysis = Analysis(collect(run.store, RUN), resamples=200)
+    assert {c.verdict for c in analysis.comparisons} <= {"unsettled", "none"}
+    assert {c.verdict for c in analysis.comparisons if c.method == "byol" and c.protocol == "finetune"} == {"unsettled"}
+    table = tables.results_table(analysis)
+    assert not [cell for row in table.rows for cell in row.cells if "±" in cell.text]
+    assert "one seed cannot say how another would end" in Page(read(run, "index.html")).text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_damaged_record_is_named_and_the_rest_is_shown() -> None:
+    run = small().write()
+    run.put("downstream/pneumoniamnist/byol-s1/finetune/s1/record.json", b'{"version": 1, "run_id"')
+    record = run.downstream("pneumoniamnist", "byol-s2", "byol", "finetune", 2)
+    del record["metrics"]
+    run.put("downstream/pneumoniamnist/byol-s2/finetune/s2/record.json", record)
+    run.put("pretrain/byol-s0/record.json", b"\xff\xfe")
+    summary = write_report(run.store, RUN)
+    assert summary.missing == [
+        "downstream pneumoniamnist/byol-s1/finetune/s1: damaged record (not JSON)",
+        "downstream pneumoniamnist/byol-s2/finetune/s2: damaged record (metrics: Field required)",
+        "pretrain byol-s0: damaged record (not JSON)",
+    ]
+    page = Page(read(run, "index.html")).text
+    assert "1 of 3 seeds" in page
+    assert "PneumoniaMNIST · Fine-tune · BYOL (s1): damaged record (not JSON)" in page
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_objects_that_a_store_finds_rotten_are_named_and_the_rest_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small().write()
+    read_object = run.store.read
+    job = "downstream/pneumoniamnist/byol-s0"
+    rotten = {
+        f"{ROOT}/{job}/finetune/s0/record.json", f"{ROOT}/{job}/linear_probe/s0/predictions.csv",
+        f"{ROOT}/pretrain/byol-s0/curves.jsonl", f"{ROOT}/samples/pneumoniamnist.png",
+    }  # fmt: skip
+
+    def read_or_find_out(key: str) -> bytes:
+        if key in rotten:
+            raise InputError(f"s3://bucket/{key}: damaged, its SHA-256 is not the one it was written with")
+        return read_object(key)
+
+    monkeypatch.setattr(run.store, "read", read_or_find_out)
+    summary = write_report(run.store, RUN)
+    assert [line.split(": ")[0] for line in summary.missing] == [
+        "downstream pneumoniamnist/byol-s0/finetune/s0",
+        "downstream pneumoniamnist/byol-s0/linear_probe/s0",
+        "pretrain byol-s0",
+    ]
+    assert all("damaged" in line for line in summary.missing)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_predictions_that_are_missing_or_damaged_cost_only_what_needs_them() -> None:
+    run = small().write()
+    folder = "downstream/pneumoniamnist/byol-s0"
+    run.store.delete(f"{ROOT}/{folder}/finetune/s0/predictions.csv")
+    run.put(f"{folder}/linear_probe/s0/predictions.csv", b"0,0.5,0.5\n")
+    run.store.delete(f"{ROOT}/{folder}/few_shot/s0/draws/1/predictions.csv")
+    summary = write_report(run.store, RUN)
+    reasons = {line.split(": ", 1)[0].split("/")[2]: line.split(": ", 1)[1] for line in summary.missing}
+    assert reasons["finetune"].startswith("predictions.csv is missing")
+    assert reasons["linear_probe"].startswith("predictions.csv is damaged (SHA-256")
+    assert reasons["few_shot"].startswith("draws/1/predictions.csv is missing")
+    by_key = {(c.protocol, c.method): c for c in Analysis(collect(run.store, RUN), resamples=20).comparisons}
+    assert by_key["finetune", "byol"].images is None
+    assert by_key["finetune", "byol"].seeds.known
+    assert all(r.chosen is not None for r in collect(run.store, RUN).cells["pneumoniamnist", "few_shot", "byol"])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_missing_test_labels_are_named_and_intervals_over_images_left_out() -> None:
+    run = small().write()
+    run.store.delete(f"{ROOT}/samples/pneumoniamnist_test_labels.json")
+    summary = write_report(run.store, RUN)
+    assert any("pneumoniamnist_test_labels.json" in line for line in summary.missing)
+    assert f"{ROOT}/report/figures/roc-pneumoniamnist.svg" not in summary.keys
+    assert all(c.images is None for c in Analysis(collect(run.store, RUN)).comparisons)
+
+
+def test_synthetic_says_so_everywhere_and_compares_with_no_paper() -> None:
+    run = small(synthetic=True, protocols=("finetune",)).write()
+    summary = write_report(run.store, RUN)
+    for text in (Page(read(run, "index.html")).text, read(run, "report.md"), summary.table_text):
+        assert SYNTHETIC in text
+    page = Page(read(run, "index.html")).text
+    assert "cannot be compared" in page
+    assert "lie within our" not in page
+    rows = list(csv.DictReader(io.StringIO(read(run, "tables.csv"))))
+    assert {row["synthetic"] for row in rows} == {"true"}
+    assert {row["paper"] for row in rows} == {""}
+    assert "MedMNIST v2" not in summary.table_text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_imagenet_is_the_control_where_random_is_not() -> None:
+    run = small(methods=("imagenet", "byol"), protocols=("finetune", "few_shot_frozen")).write()
+    summary = write_report(run.store, RUN)
+    assert "with the ImageNet start" in summary.table_text
+    assert "Few-shot (frozen)" in summary.table_text
+    figure5 = tables.figure5_table(Analysis(collect(run.store, RUN)))
+    assert figure5.rows[0].cells[1].text == "0.86"  # the paper's Base
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_single_method_has_nothing_to_compare_with() -> None:
+    run = small(methods=("byol",)).write()
+    assert "no pair of a method and a control" in write_report(run.store, RUN).table_text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_jobs_outside_the_plan_and_checkpoints_are_shown() -> None:
+    run = small(methods=("random",)).write()
+    for seed in run.seeds:
+        run.downstream("pneumoniamnist", "ckpt-0123456789ab", "ckpt-0123456789ab", "finetune", seed)
+    summary = write_report(run.store, RUN)
+    assert summary.missing == []
+    assert "Checkpoint 01234567" in summary.table_text
+
+
+def test_multi_label_tasks_and_nan_metrics() -> None:
+    labels = ("effusion", "mass", "nodule")
+    chest = {
+        "title": "ChestMNIST", "modality": "Chest X-ray", "task": metrics.MULTI_LABEL, "labels": labels,
+        "test": (60, 40, 50), "licence": "CC BY 4.0",
+    }  # fmt: skip
+    run = small(datasets={"chestmnist": chest}, protocols=("finetune", "linear_probe"), shrink=1).write()
+    record = run.downstream("chestmnist", "byol-s0", "byol", "linear_probe", 0)
+    record["metrics"]["auroc"] = float("nan")
+    record["metrics"]["f1"] = None
+    run.put("downstream/chestmnist/byol-s0/linear_probe/s0/record.json", record)
+    summary = write_report(run.store, RUN)
+    assert summary.missing == []
+    assert "n/a" in summary.table_text
+    assert f"{ROOT}/report/figures/roc-chestmnist.svg" in summary.keys
+    assert f"{ROOT}/report/figures/confusion-chestmnist.svg" not in summary.keys
+    assert "None of this run's datasets is in the paper" in Page(read(run, "index.html")).text
+
+
+def test_text_from_the_data_is_escaped() -> None:
+    words = {"title": "<script>alert(1)</script>", "labels": ("a $x_1$ & <b>", 'c" onload=')}
+    evil = DATASETS["pneumoniamnist"] | words
+    run = small(datasets={"pneumoniamnist": evil}, protocols=("finetune",)).write()
+    write_report(run.store, RUN)
+    html = read(run, "index.html")
+    page = Page(html)
+    assert "<script" not in html
+    assert "<script>alert(1)</script>" in page.text
+    assert "a $x_1$ & <b>" in page.text
+    assert not [a for _, a in page.tags if "onload" in a]
+    assert "<script" not in read(run, "report.md")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_folder_holds_the_report_that_opens_in_a_browser(tmp_path: Path) -> None:
+    run = small(store=FolderStore(tmp_path), methods=("random",), protocols=("finetune",), seeds=(0,)).write()
+    write_report(run.store, RUN)
+    assert (tmp_path / ROOT / "report" / "index.html").read_text("utf-8").startswith("<!doctype html>")
+
+
+def test_no_such_run_and_a_damaged_experiment_are_input_errors() -> None:
+    run = small()
+    with pytest.raises(InputError, match="no run 'recommended-1a2b3c4d'"):
+        write_report(run.store, RUN)
+    run.put("experiment.json", b"{}")
+    with pytest.raises(InputError, match=r"damaged record \(version: Field required\)"):
+        write_report(run.store, RUN)
+
+
+# --- pieces -----------------------------------------------------------------------------------------
+
+
+def test_predictions_are_read_in_the_order_of_their_index() -> None:
+    np.testing.assert_array_equal(parse_predictions(b"1,0.3,0.7\n0,0.6,0.4\n"), [[0.6, 0.4], [0.3, 0.7]])
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "no scores"),
+        (b"0\n1\n", "no scores"),
+        (b"0,0.5\n2,0.5\n", "indices are not 0 to N-1"),
+        (b"0,x\n", "could not convert"),
+        (b"0,0.5\n1,0.5,0.5\n", "number of columns changed"),
+    ],
+)
+def test_predictions_that_are_no_table_of_scores_are_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_predictions(data)
+
+
+def test_roc_curve_has_the_area_of_sklearn() -> None:
+    rng = np.random.default_rng(0)
+    y = rng.random(800) < 0.5
+    score = np.round(y + rng.normal(size=800), 2)
+    curve = plots.roc_curve(y, score)
+    assert curve is not None
+    assert np.trapezoid(curve, dx=1 / 200) == pytest.approx(roc_auc_score(y, score), abs=0.004)
+    assert curve[-1] == 1.0
+    assert (np.diff(curve) >= 0).all()
+    assert plots.roc_curve(np.zeros(4, bool), score[:4]) is None
+
+
+def test_confusion_matrix_is_the_mean_over_seeds(full: FakeRun, analysis: Analysis) -> None:
+    y = full.labels("breastmnist")
+    each = [
+        metrics.confusion_matrix(y, full.scores("breastmnist", "byol", "finetune", s, 0), "binary-class")
+        for s in (0, 1, 2)
+    ]
+    got = analysis.confusion(("breastmnist", "finetune", "byol"))
+    np.testing.assert_allclose(got, np.mean(each, axis=0))
+
+
+def test_figures_carry_the_numbers_they_draw_and_change_colour_with_the_page(study: Study) -> None:
+    info = study.experiment.data["pneumoniamnist"]
+    figure = plots.class_histogram("pneumoniamnist", info)
+    assert figure is not None
+    total = sum(info.class_counts[s][1] for s in info.class_counts)
+    assert f"{total:,}" in figure.svg
+    assert f"pneumonia {total:,}" in figure.alt
+    inline = plots.for_page(figure)
+    assert plots.INK in figure.svg
+    assert plots.INK not in inline
+    assert "var(--ink)" in inline
+    assert set(re.findall(r"url\(#([^)]+)\)", inline)) <= set(re.findall(r'id="([^"]+)"', inline))
+
+
+def test_every_colour_of_a_figure_has_a_variable_in_the_page(full: FakeRun) -> None:
+    html = read(full, "index.html")
+    for variable in plots.PALETTE.values():
+        forms = 3 if variable in ("--ink", "--muted", "--line") else 2  # light, dark and, for some, print
+        assert html.count(f"{variable}:") == forms, variable
+
+
+@pytest.mark.parametrize(
+    ("interval", "text"),
+    [
+        (Interval(0.9174, 0.905, 0.929, 3), "0.917 ± 0.012"),
+        (Interval(0.9174, float("nan"), float("nan"), 1), "0.917"),
+        (Interval(float("nan"), float("nan"), float("nan"), 3), "n/a"),
+    ],
+)
+def test_mean_and_half_width(interval: Interval, text: str) -> None:
+    assert tables.mean_and_half_width(interval) == text
+
+
+def test_markdown_tables_have_one_width(analysis: Analysis) -> None:
+    for build in (tables.results_table, tables.figure5_table, tables.differences_table, tables.delong_table):
+        text = tables.markdown(build(analysis))
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")}
+        assert len(widths) == 1, build.__name__
+
+
+def test_published_numbers_are_those_of_the_papers_tables() -> None:
+    paper = tables.published()
+    assert set(paper["figure5"]) == set(paper["figure6"]) == {"pneumoniamnist", "breastmnist", "dermamnist"}
+    assert all(set(v) == {"imagenet", "byol", "byol_plus"} for v in paper["figure5"].values())
+    for by_method in paper["figure6"].values():
+        assert all(set(v) == {"finetune", "linear_probe", "few_shot"} for v in by_method.values())
+    # The finding that names our column: on the binary sets the printed "AUC" equals the printed macro recall.
+    for name in ("pneumoniamnist", "breastmnist"):
+        assert all(v["auc"] == v["recall"] for v in paper["figure5"][name].values())
+    assert len(paper["medmnist"]["resnet18_28"]) == 12

@@ -1,0 +1,253 @@
+"""Statistics against scipy, scikit-learn, brute force and published values."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from app.science import metrics
+from app.science import statistics as st
+
+
+def binary_problem(
+    n: int = 200, seed: int = 0, gap: float = 1.0, ties: bool = False
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    rng = np.random.default_rng(seed)
+    y = (rng.random(n) < 0.4).astype(int)
+    score = y * gap + rng.normal(size=n)
+    return y, np.round(score, 1) if ties else score
+
+
+def multiclass_problem(n: int = 300, classes: int = 5, seed: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, n)
+    score = np.exp(np.eye(classes)[y] + rng.normal(size=(n, classes)))
+    return y, score / score.sum(1, keepdims=True)
+
+
+# --- t ---------------------------------------------------------------------------------------------
+
+
+def test_t_interval_equals_scipy() -> None:
+    values = [0.91, 0.93, 0.90, 0.95]
+    got = st.t_interval(values)
+    want = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert (got.low, got.high) == pytest.approx((want.low, want.high))
+    assert got.mean == pytest.approx(np.mean(values))
+    assert got.n == 4
+
+
+def test_t_interval_of_three_values_by_hand() -> None:
+    got = st.t_interval([1.0, 2.0, 3.0])
+    assert got.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+
+
+def test_one_value_has_no_interval() -> None:
+    got = st.t_interval([0.8])
+    assert got.mean == 0.8
+    assert math.isnan(got.low)
+    assert math.isnan(got.high)
+    assert not got.known
+    assert not got.excludes_zero
+
+
+def test_no_values_are_nan_and_a_nan_spreads() -> None:
+    assert math.isnan(st.t_interval([]).mean)
+    assert math.isnan(st.t_interval([0.5, math.nan]).mean)
+
+
+def test_t_interval_covers_the_truth_at_its_rate() -> None:
+    rng = np.random.default_rng(3)
+    hits = [st.t_interval(row) for row in rng.normal(0.3, 1.0, size=(2000, 3))]
+    coverage = np.mean([i.low <= 0.3 <= i.high for i in hits])
+    assert 0.935 <= coverage <= 0.965
+
+
+def test_paired_t_difference_equals_scipy_and_needs_equal_lengths() -> None:
+    a, b = [0.9, 0.92, 0.95], [0.88, 0.91, 0.91]
+    want = stats.ttest_rel(a, b).confidence_interval(0.95)
+    got = st.paired_t_difference(a, b)
+    assert (got.low, got.high) == pytest.approx((want.low, want.high))
+    with pytest.raises(ValueError, match="equal shapes"):
+        st.paired_t_difference([1.0, 2.0], [1.0])
+
+
+# --- DeLong ----------------------------------------------------------------------------------------
+
+
+def brute_force_delong(y: NDArray[Any], score: NDArray[Any]) -> tuple[float, float]:
+    """DeLong's (1988) definition: the kernel of every pair, no ranks."""
+    pos, neg = score[y == 1], score[y == 0]
+    kernel = (pos[:, None] > neg[None]).astype(float) + 0.5 * (pos[:, None] == neg[None])
+    variance = kernel.mean(1).var(ddof=1) / len(pos) + kernel.mean(0).var(ddof=1) / len(neg)
+    return float(kernel.mean()), float(variance)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_delong_equals_brute_force_and_sklearn(ties: bool) -> None:
+    y, score = binary_problem(ties=ties)
+    auc, variance = st.delong_variance(y, score)
+    assert (auc, variance) == pytest.approx(brute_force_delong(y, score), rel=1e-12)
+    assert auc == pytest.approx(roc_auc_score(y, score))
+
+
+def test_delong_interval_is_the_wald_interval_of_its_variance() -> None:
+    y, score = binary_problem()
+    auc, variance = st.delong_variance(y, score)
+    got = st.delong_interval(y, score)
+    half = 1.959964 * math.sqrt(variance)
+    assert (got.low, got.high) == pytest.approx((auc - half, auc + half))
+    assert got.n == 200
+
+
+def test_delong_interval_stays_inside_zero_and_one() -> None:
+    y, score = binary_problem(n=30, gap=2.0, seed=6)
+    got = st.delong_interval(y, score)
+    assert got.high == 1.0 > got.low
+    perfect = st.delong_interval(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9]))
+    assert (perfect.mean, perfect.low, perfect.high) == (1.0, 1.0, 1.0)
+
+
+def test_delong_takes_columns_and_reports_absent_classes_as_nan() -> None:
+    y, score = binary_problem()
+    two_columns = np.stack([1 - score, score], axis=1)
+    assert st.delong_variance(y[:, None], two_columns) == st.delong_variance(y, score)
+    assert math.isnan(st.delong_interval(np.zeros(5, int), np.arange(5.0)).mean)
+    with pytest.raises(ValueError, match="0 or 1"):
+        st.delong_variance(np.array([0, 1, 2]), np.arange(3.0))
+    with pytest.raises(ValueError, match="not a binary problem"):
+        st.delong_variance(np.zeros((5, 3), int), np.zeros((5, 3)))
+
+
+def test_delong_test_of_equal_scores_is_p_one_and_of_opposite_scores_p_zero() -> None:
+    y, score = binary_problem(gap=2.0)
+    same = st.delong_test(y, score, score)
+    assert (same.difference.mean, same.z, same.p_value) == (0.0, 0.0, 1.0)
+    assert st.delong_test(y, score, -score).p_value < 1e-6
+
+
+def test_delong_test_variance_is_var_a_plus_var_b_minus_twice_cov() -> None:
+    y, a = binary_problem(seed=1)
+    b = a + np.random.default_rng(2).normal(size=a.size)
+    pos, neg = y == 1, y == 0
+    kernels = [(s[pos][:, None] > s[neg][None]).astype(float) for s in (a, b)]
+    c10 = np.cov([k.mean(1) for k in kernels]) / pos.sum()
+    c01 = np.cov([k.mean(0) for k in kernels]) / neg.sum()
+    s = c10 + c01
+    want = math.sqrt(s[0, 0] + s[1, 1] - 2 * s[0, 1])
+    got = st.delong_test(y, a, b)
+    assert got.difference.half_width == pytest.approx(1.959964 * want, rel=1e-6)
+    assert got.p_value == pytest.approx(2 * stats.norm.sf(abs(got.difference.mean / want)))
+
+
+def test_delong_test_rejects_at_its_rate_under_the_null() -> None:
+    rng = np.random.default_rng(8)
+    y = np.repeat([0, 1], 60)
+    p = [st.delong_test(y, y + rng.normal(size=120), y + rng.normal(size=120)).p_value for _ in range(1000)]
+    assert 0.03 <= np.mean(np.array(p) < 0.05) <= 0.075
+
+
+@pytest.mark.parametrize(("auc", "positives", "negatives", "half"), [(0.901, 114, 42, 0.047), (0.944, 390, 234, 0.017)])
+def test_hanley_mcneil_at_the_published_points(auc: float, positives: int, negatives: int, half: float) -> None:
+    assert st.hanley_mcneil_half_width(auc, positives, negatives) == pytest.approx(half, abs=0.0025)
+
+
+# --- AUROC and bootstrap ---------------------------------------------------------------------------
+
+
+def test_auroc_equals_sklearn_on_every_task() -> None:
+    y, score = binary_problem(ties=True)
+    assert st.auroc(y, score) == pytest.approx(roc_auc_score(y, score))
+    y, score = multiclass_problem()
+    assert st.auroc(y[:, None], score) == pytest.approx(roc_auc_score(y, score, multi_class="ovr"))
+    rng = np.random.default_rng(0)
+    labels, scores = (rng.random((100, 4)) < 0.3).astype(int), rng.random((100, 4))
+    assert st.auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
+
+
+def test_an_absent_class_is_left_out_as_in_metrics_and_no_class_is_nan() -> None:
+    assert math.isnan(st.auroc(np.ones(4, int), np.arange(4.0)))
+    y, score = multiclass_problem(classes=4)
+    y[y == 2] = 1
+    assert st.auroc(y, score) == pytest.approx(metrics.auroc(y[:, None], score, "multi-class"))
+    assert math.isnan(st.auroc(y, np.where(score > 0.5, math.nan, score)))
+
+
+def test_labels_and_scores_that_do_not_fit_are_errors() -> None:
+    y, score = multiclass_problem(classes=3)
+    with pytest.raises(ValueError, match="scores"):
+        st.auroc(y[:-1], score)
+    with pytest.raises(ValueError, match="one column per label"):
+        st.auroc(np.zeros((6, 3), int), np.zeros((6, 4)))
+
+
+@pytest.mark.parametrize("problem", [binary_problem, multiclass_problem])
+def test_weighted_auroc_equals_sklearn_on_the_repeated_images(problem: Any) -> None:
+    y, score = problem()
+    for counts in st._resamples(y, 5, seed=1):
+        got = st.weighted_auroc(y, score, counts)
+        for column in range(5):
+            index = np.repeat(np.arange(len(y)), counts[:, column])
+            assert got[column] == pytest.approx(roc_auc_score(y[index], score[index], multi_class="ovr"))
+
+
+def test_weighted_auroc_leaves_out_a_label_lost_by_the_resample() -> None:
+    labels = np.array([[1, 0], [0, 1], [0, 0]])
+    score = np.array([[0.9, 0.1], [0.2, 0.8], [0.1, 0.3]])
+    counts = np.array([[2], [0], [1]], dtype=np.int32)  # the only image with the second label was not drawn
+    assert st.weighted_auroc(labels, score, counts)[0] == 1.0
+
+
+def test_resamples_keep_the_class_counts_and_repeat_with_the_seed() -> None:
+    y, _ = multiclass_problem()
+    (counts,) = st._resamples(y, 50, seed=4)
+    (again,) = st._resamples(y, 50, seed=4)
+    np.testing.assert_array_equal(counts, again)
+    for c in range(5):
+        assert (counts[y == c].sum(axis=0) == (y == c).sum()).all()
+    assert counts.std() > 0
+
+
+def test_chunks_cover_every_resample(monkeypatch: pytest.MonkeyPatch) -> None:
+    y, score = binary_problem()
+    monkeypatch.setattr(st, "_CHUNK_ELEMENTS", 200 * 7)
+    assert st.bootstrap_means(st.weighted_auroc, y, [[score]], n=30).shape == (1, 30)
+
+
+def test_paired_bootstrap_of_a_method_with_itself_is_zero() -> None:
+    y, score = binary_problem()
+    got = st.paired_bootstrap(st.weighted_auroc, y, [score], [score], n=100)
+    assert (got.mean, got.low, got.high) == (0.0, 0.0, 0.0)
+
+
+def test_paired_bootstrap_agrees_with_delong() -> None:
+    """Two unrelated derivations of the same interval must meet on a large sample."""
+    y, a = binary_problem(n=1500, seed=1)
+    b = a + np.random.default_rng(2).normal(0, 0.8, a.size)
+    boot, delong = st.paired_bootstrap(st.weighted_auroc, y, [a], [b]), st.delong_test(y, a, b).difference
+    assert boot.mean == pytest.approx(delong.mean)
+    assert boot.low == pytest.approx(delong.low, abs=0.003)
+    assert boot.high == pytest.approx(delong.high, abs=0.003)
+
+
+def test_paired_bootstrap_takes_the_mean_over_seeds() -> None:
+    y, a = binary_problem(seed=1)
+    runs = [a + np.random.default_rng(s).normal(size=a.size) for s in range(4)]
+    got = st.paired_bootstrap(st.weighted_auroc, y, runs[:3], runs[3:], n=50)
+    want = np.mean([roc_auc_score(y, r) for r in runs[:3]]) - roc_auc_score(y, runs[3])
+    assert got.mean == pytest.approx(want)
+    assert got.low < got.mean < got.high
+
+
+def test_paired_bootstrap_is_fast_enough_for_dermamnist() -> None:
+    y, score = multiclass_problem(n=2005, classes=7)
+    started = time.process_time()
+    st.paired_bootstrap(st.weighted_auroc, y, [score] * 3, [score] * 3, n=400)
+    assert time.process_time() - started < 6  # so 2000 resamples take under half a minute

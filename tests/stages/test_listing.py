@@ -1,0 +1,68 @@
+"""`ls`: what a store holds and how far its jobs are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.errors import InputError
+from app.jobs.checkpoint import save_checkpoint
+from app.jobs.claims import claimed
+from app.stages.listing import list_store
+from app.storage import FolderStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path)
+
+
+def plan(store: FolderStore, run_id: str) -> None:
+    jobs = {"pretrain": [{"key": "byol-s0"}, {"key": "byol-s1"}], "downstream": [{"key": "d/random/finetune/s0"}]}
+    store.write(f"runs/{run_id}/experiment.json", json.dumps({"plan": jobs}).encode())
+
+
+def lines(store: FolderStore, run_id: str | None = None) -> list[str]:
+    return list(list_store(store, run_id))
+
+
+def test_a_store_lists_its_data_and_every_run(store: FolderStore) -> None:
+    assert lines(store) == []
+    plan(store, "planned")
+    for key in ("data/b_28.npz", "phantoms/c_28.npz", "workflows/w.json", "runs/alone/pretrain/byol-s0/record.json"):
+        store.write(key, b"{}")
+    store.write("runs/planned/report/index.html", b"")
+    assert lines(store) == [
+        "data/b_28.npz",
+        "phantoms/c_28.npz",
+        "runs/alone: 1 of 1 jobs done (no plan)",
+        "runs/planned: 0 of 3 jobs done, with a report",
+    ]
+
+
+def test_a_run_lists_its_jobs_in_the_plans_order_then_others(store: FolderStore) -> None:
+    plan(store, "r")
+    store.write("runs/r/downstream/d/random/finetune/s0/record.json", b"{}")
+    store.write("runs/r/downstream/d/ckpt-1/finetune/s0/record.json", b"{}")
+    save_checkpoint(store, "runs/r/pretrain/byol-s1", 7, {"w": torch.ones(1)}, keep=1)
+    with claimed(
+        store, "runs/r/pretrain/byol_plus-s0", done=lambda: False, stopped=lambda: False, warn=print, seconds=30, wait=0
+    ):
+        said = lines(store, "r")
+    assert said[:5] == [
+        "runs/r: 1 of 3 jobs done, 2 beside the plan",
+        "  missing  pretrain/byol-s0",
+        "  begun    pretrain/byol-s1  (step 7 saved)",
+        "  done     downstream/d/random/finetune/s0",
+        "  done     downstream/d/ckpt-1/finetune/s0",
+    ]
+    assert said[5].startswith("  running  pretrain/byol_plus-s0  by ")
+
+
+def test_a_run_that_is_not_there_names_those_that_are(store: FolderStore) -> None:
+    store.write("runs/alone/pretrain/byol-s0/claim.json", b"{}")
+    with pytest.raises(InputError, match=r"has no such run; it has alone"):
+        lines(store, "other")
