@@ -1,6 +1,8 @@
 """Errors that end a job: one line for the user, one documented exit code for the scheduler."""
 
+import errno
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -50,3 +52,49 @@ class CollapseError(AppError):
     def __init__(self, message: str, curves: Sequence[Mapping[str, Any]] = ()) -> None:
         super().__init__(message)
         self.curves = curves
+
+
+_ROOM = "make room and run the same command again"
+# What the system says of a file or folder: whose fault it is, what is wrong, and what to do.
+OS_CAUSES: dict[int, tuple[type[AppError], str, str]] = {
+    errno.EACCES: (UsageError, "no permission", "change the owner or the permissions, or choose another place"),
+    errno.EPERM: (UsageError, "no permission", "change the owner or the permissions, or choose another place"),
+    errno.EROFS: (UsageError, "no permission, the file system is read-only", "choose another place"),
+    errno.ENAMETOOLONG: (UsageError, "the name is too long for this file system", "choose a shorter one"),
+    errno.ENOTDIR: (UsageError, "a file stands where a folder is needed", "choose another place"),
+    errno.EEXIST: (UsageError, "a file stands where a folder is needed", "choose another place"),
+    errno.EISDIR: (InputError, "is a folder, but a file is needed here", "give the file"),
+    errno.ELOOP: (UsageError, "symbolic links lead in a circle", "mend or remove the link"),
+    errno.EILSEQ: (UsageError, "this file system does not take the name", "choose one of plain letters and digits"),
+    errno.EINVAL: (UsageError, "this file system does not take the name or the request", "choose another place"),
+    errno.ENOSYS: (UsageError, "this file system cannot do what is asked of it", "choose another place"),
+    errno.EOPNOTSUPP: (UsageError, "this file system cannot do what is asked of it", "choose another place"),
+    errno.EFBIG: (UsageError, "the file is too large for this file system or `ulimit -f`", "raise the limit"),
+    errno.EMLINK: (UsageError, "the folder holds as much as this file system allows", "choose another place"),
+    errno.EMFILE: (UsageError, "this process has too many open files", "raise `ulimit -n`"),
+    errno.ENOMEM: (UsageError, "out of memory", "give the job more"),
+    errno.ENOSPC: (StorageError, "the disk is full", _ROOM),
+    errno.EDQUOT: (StorageError, "the quota is used up: the disk is full", _ROOM),
+    errno.ENOTCONN: (StorageError, "the mount has lost its server", "mount it anew and run the same command again"),
+    errno.ESTALE: (StorageError, "the file server has lost the file", "run the same command again once it is back"),
+} | {
+    getattr(errno, name): (UsageError, "the key or ticket for this file system has expired", "renew it (`kinit`)")
+    for name in ("ENOKEY", "EKEYEXPIRED", "EKEYREVOKED", "EKEYREJECTED")
+    if hasattr(errno, name)  # Linux has them
+}  # fmt: skip
+
+
+def os_error(error: OSError, path: Path, doing: str = "") -> AppError:
+    """Translate an error of the system; one that is not known may pass, and counts as storage's.
+
+    Args:
+        error: what was raised.
+        path: where.
+        doing: what was being done there: "reading", "writing".
+    """
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    unknown = (StorageError, reason, "run the same command again once storage works")
+    kind, what, remedy = OS_CAUSES.get(error.errno or 0, unknown)
+    if error.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        what += f" ({reason})"
+    return kind(f"{path}: {what}{f' while {doing}' if doing else ''}; {remedy}")

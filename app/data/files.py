@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import AppError, InputError, StorageError, UsageError
+from app.errors import AppError, InputError, StorageError, os_error
 
 Images = NDArray[np.uint8]
 
@@ -33,16 +33,9 @@ def one_line(error: BaseException) -> str:
 
 def file_error(error: OSError, path: Path, doing: str) -> AppError:
     """Translate an operating system error met while ``doing`` ("reading", "writing") ``path``."""
-    reason = error.strerror or one_line(error)
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return InputError(f"{path}: no such file; check the path, or run `data fetch`")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return UsageError(f"{path}: {reason} while {doing}; change the permissions or the place")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"{path}: the disk is full; free some space and run the same command again")
-    if error.errno == errno.EISDIR:
-        return InputError(f"{path}: is a folder, but a file is needed here")
-    return StorageError(f"{path}: {reason} while {doing}; check the disk and run the same command again")
+    return os_error(error, path, doing)
 
 
 def digest_of(path: Path, algorithm: str = "sha256") -> str:
@@ -83,10 +76,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    """Flush a folder's entries, so that a rename in it survives a power cut, where the file system can do so."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF):
+            raise
     finally:
         os.close(handle)
 

@@ -10,10 +10,11 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.errors import InputError, StorageError, UsageError
+from app.errors import AppError, StorageError, UsageError, os_error
 from app.storage.base import TEMPORARY, MissingObject, Patience, Versioned, check_key, sha256
 
 LOCK = f"{TEMPORARY}lock-"
+UNABLE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}  # a file system lacks this
 
 
 class FolderStore:
@@ -64,18 +65,21 @@ class FolderStore:
         return self._swap(key, data, version)
 
     def _swap(self, key: str, data: bytes, version: str | None) -> str | None:
-        path = self._path(key)
+        path, ours, tried = self._path(key), sha256(data), False
 
         def operation() -> str | None:
+            nonlocal tried
             with _explained(path), _locked(path):
                 try:
                     found = sha256(path.read_bytes())
                 except FileNotFoundError:
                     found = None
-                if found != version:
+                # A write may fail after its rename: then what an earlier try left there is ours, and not a rival's.
+                if found != version and not (tried and found == ours):
                     return None
+                tried = True
                 _publish(path, data)
-                return sha256(data)
+                return ours
 
         return self.patience.retry(operation)
 
@@ -158,21 +162,33 @@ def _publish(path: Path, data: bytes | memoryview) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _flush_folder(path.parent)
+
+
+def _flush_folder(path: Path) -> None:
+    """Flush the names in a folder to disk, where the file system can: CIFS, some FUSE and WSL cannot."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in UNABLE:
+            raise
+    finally:
+        os.close(folder)
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of ``path`` alone; its lock file is gone afterwards."""
+    """Hold the lock of ``path`` alone; its lock file is gone afterwards.
+
+    Raises:
+        UsageError: the file system has no locks.
+    """
     lock = path.with_name(f"{LOCK}{path.name}")
     lock.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with lock.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _flock(file.fileno(), path)
             try:
                 current = lock.stat().st_ino == os.fstat(file.fileno()).st_ino
             except FileNotFoundError:
@@ -185,6 +201,25 @@ def _locked(path: Path) -> Iterator[None]:
                 return
 
 
+_locks_work = False  # whether a lock was ever had in this process
+
+
+def _flock(file: int, path: Path) -> None:
+    global _locks_work
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        # A lock service that is being restarted says ENOLCK too; one that never answered is not there.
+        if error.errno not in UNABLE and (error.errno != errno.ENOLCK or _locks_work):
+            raise
+        raise UsageError(
+            f"{path.parent}: this file system has no locks (flock: {error.strerror}), by which one of several copies "
+            "of a job wins; mount it with them (Lustre: -o flock; NFS: with its lock service, or -o local_lock=flock "
+            "where one machine alone uses it), or choose another --store"
+        ) from error
+    _locks_work = True
+
+
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
     try:
@@ -193,13 +228,9 @@ def _explained(path: Path) -> Iterator[None]:
         raise _explain(error, path) from error
 
 
-def _explain(error: OSError, path: Path) -> InputError | StorageError | UsageError:
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return UsageError(f"{path}: no permission; choose another --store or change the folder's owner")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"{path}: the disk is full; make room and run the same command again")
+def _explain(error: OSError, path: Path) -> AppError:
     if error.errno == errno.ENAMETOOLONG:
         return UsageError(f"{path}: the name is too long for this file system; choose a shorter --run-id")
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return UsageError(f"{path}: a file stands where a folder is needed; choose another --store")
-    return StorageError(f"{path}: {error.strerror or error}; run the same command again once storage works")
+    if error.errno in (errno.EISDIR, errno.ENOENT):  # it came or went meanwhile
+        return StorageError(f"{path}: {error.strerror}; run the same command again")
+    return os_error(error, path)

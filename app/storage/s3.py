@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import json
 import os
 import re
 import secrets
@@ -15,22 +16,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from app.errors import AppError, InputError, StorageError, UsageError
+from app.errors import InputError, StorageError, UsageError
+from app.storage.answers import Conflict, Lost, Refusal, explain, gives_no_reason, is_boto, may_be_damage, one_line
 from app.storage.base import MissingObject, Patience, Versioned, check_key, sha256
 
 PART = 16 * 2**20  # bytes of one part of a multipart upload; larger objects are uploaded in parts
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 20  # seconds
 DOUBTFUL_TRIES = 4  # for answers that say "your fault" but may stem from a request damaged on its way
+CHECKS = "checks"  # folder of what a store's server is tried with
+CONDITIONS = f"{CHECKS}/conditional-writes.json"  # there once the server has shown that it keeps conditions
 
 T = TypeVar("T")
-
-
-class _Conflict(Exception):
-    """The condition of a conditional write did not hold."""
-
-
-class _Lost(Exception):
-    """A multipart upload is not known to the server: completed earlier, or aborted."""
 
 
 def _named(upload: dict[str, Any]) -> dict[str, str]:
@@ -46,8 +42,9 @@ class S3Store:
 
     Args:
         uri: ``s3://bucket/prefix``, then perhaps ``?endpoint=URL`` (else ``AWS_ENDPOINT_URL_S3``, then
-            ``AWS_ENDPOINT_URL``, then AWS itself) and ``path_style=true`` or ``false`` (else
-            ``BYOL_S3_PATH_STYLE``, else true with an endpoint of one's own).
+            ``AWS_ENDPOINT_URL``, then AWS itself), ``path_style=true`` or ``false`` (else
+            ``BYOL_S3_PATH_STYLE``, else true with an endpoint of one's own) and ``conditional_writes=off``, for a
+            server without them, where no job may ever run twice at once.
         patience: how long to try again.
 
     Raises:
@@ -62,13 +59,21 @@ class S3Store:
         bucket, prefix = parts.netloc, unquote(parts.path).strip("/")
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket) or parts.fragment:
             raise UsageError(f"--store s3://{bucket}: not a bucket's name; write s3://bucket/prefix")
-        if unknown := options.keys() - {"endpoint", "path_style"}:
-            raise UsageError(f"--store s3://{bucket}?{min(unknown)}=…: unknown; there are endpoint and path_style")
+        if unknown := options.keys() - {"endpoint", "path_style", "conditional_writes"}:
+            raise UsageError(
+                f"--store s3://{bucket}?{min(unknown)}=…: unknown; there are endpoint, path_style, conditional_writes"
+            )
+        if options.get("conditional_writes", "off") != "off":
+            raise UsageError(f"--store s3://{bucket}?conditional_writes=…: give off, or leave it out")
         self.bucket, self.prefix = bucket, f"{check_key(prefix)}/" if prefix else ""
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
         self.address = uri
         self.patience = patience or Patience()
-        self._client = _client(_endpoint(options), _path_style(options), self.uri)
+        self._open = partial(_client, _endpoint(options), _path_style(options), self.uri)
+        self._client = self._open()
+        self._guarded = "conditional_writes" not in options
+        self._tried = False  # whether the server was seen to keep conditions
+        self._put_works = False
 
     def read(self, key: str) -> bytes:
         """Return the object under ``key``."""
@@ -145,7 +150,7 @@ class S3Store:
         for upload in answer.get("Uploads", []):
             if upload["Key"].startswith(start):
                 # Insisted on, unlike ``_abort``: nobody tidies after the last owner of a job.
-                with contextlib.suppress(_Lost, MissingObject):
+                with contextlib.suppress(Lost, MissingObject):
                     self._try(
                         partial(self._client.abort_multipart_upload, Bucket=self.bucket, **_named(upload)), prefix
                     )
@@ -174,7 +179,19 @@ class S3Store:
         return self.prefix + check_key(key)
 
     def _head(self, key: str) -> dict[str, Any]:
-        return self._try(lambda: self._client.head_object(Bucket=self.bucket, Key=self._key(key)), key)
+        def request() -> dict[str, Any]:
+            where = {"Bucket": self.bucket, "Key": self._key(key)}
+            try:
+                head: dict[str, Any] = self._client.head_object(**where)
+            except Exception as error:
+                if not gives_no_reason(error):
+                    raise
+                # The refusal of a HEAD has no body: asked by a GET, the server says why.
+                head = self._client.get_object(**where, Range="bytes=0-0")
+                head["ContentLength"] = int(head.get("ContentRange", "").rpartition("/")[2] or head["ContentLength"])
+            return head
+
+        return self._try(request, key)
 
     def _page(self, start: str, token: dict[str, str]) -> dict[str, Any]:
         return self._try(
@@ -190,12 +207,70 @@ class S3Store:
             )["ETag"]
             return version
 
-        return self._try(request, key)
+        try:
+            version = self._insist(request, key)
+        except MissingObject as error:
+            if "IfMatch" in condition:
+                raise  # what was to be replaced is gone
+            raise UsageError(
+                f"{self.uri}: the server knows no such address ({one_line(error.__cause__ or error)}); check the "
+                "endpoint and its path"
+            ) from error
+        self._put_works = True
+        return version
 
     def _swap(self, key: str, data: bytes, **condition: str) -> str | None:
+        if not self._guarded:
+            return self._swap_unguarded(key, data, condition.get("IfMatch"))
+        if not self._tried:
+            self._try_conditions()
+        return self._conditional_put(key, data, **condition)
+
+    def _swap_unguarded(self, key: str, data: bytes, version: str | None) -> str | None:
+        """Compare and write as two requests, for a server that cannot do it in one: somebody may come between."""
+        try:
+            found = self.read_version(key)
+        except MissingObject:
+            found = None
+        return self._put(key, data) if (found and found.version) == version else None
+
+    def _try_conditions(self) -> None:
+        """Try whether the server keeps the conditions of a write, once per store: the store remembers it.
+
+        Raises:
+            UsageError: it refuses them, or ignores them, so that two copies of a job would both win.
+        """
+        if self.exists(CONDITIONS):
+            self._tried = True
+            return
+        key = f"{CHECKS}/{secrets.token_hex(8)}"
+        version = self._put(key, b"1")  # what refuses this one refuses more than conditions
+        way_out = "use another server, or add ?conditional_writes=off to --store where no job ever runs twice at once"
+        try:
+            kept = (
+                self._conditional_put(key, b"2", IfNoneMatch="*") is None
+                and self._conditional_put(key, b"3", IfMatch=f'"{"0" * 32}"') is None
+                and self._conditional_put(key, b"4", IfMatch=version) is not None
+            )
+        except UsageError as error:
+            raise UsageError(
+                f"{self.uri}: the server lacks conditional writes (If-None-Match, If-Match), by which one of several "
+                f"copies of a job wins: {error.args[0].removeprefix(self.uri).lstrip('/: ')}; {way_out}"
+            ) from error
+        finally:
+            self.delete(key)
+        if not kept:
+            raise UsageError(
+                f"{self.uri}: the server ignores the conditions of a write (If-None-Match, If-Match), by which one of "
+                f"several copies of a job wins; {way_out}"
+            )
+        self.write(CONDITIONS, json.dumps({"version": 1, "conditional_writes": "kept"}).encode())
+        self._tried = True
+
+    def _conditional_put(self, key: str, data: bytes, **condition: str) -> str | None:
         try:
             return self._put(key, data, **condition)
-        except (_Conflict, MissingObject):
+        except (Conflict, MissingObject):
             # The answer to a try that succeeded may have been lost: then what is there is ours.
             try:
                 found = self.read_version(key)
@@ -205,12 +280,15 @@ class S3Store:
 
     def _upload(self, key: str, data: memoryview) -> None:
         full, digest = self._key(key), sha256(data)
+        if not self._put_works:  # an upload must not find out half-way that the server refuses checksums
+            self._put(probe := f"{CHECKS}/{secrets.token_hex(8)}", b"")
+            self.delete(probe)
         for _ in range(DOUBTFUL_TRIES):
             upload = self._try(lambda: self._begin_upload(full, digest), key)
             try:
                 self._send_parts(key, upload, data)
                 return
-            except _Lost:
+            except Lost:
                 # Either its completion went through and the answer was lost, or somebody cleaned up: go again.
                 if self._head_digest(key) == digest:
                     return
@@ -258,7 +336,7 @@ class S3Store:
             self._client.abort_multipart_upload(Bucket=self.bucket, Key=full, UploadId=upload)
         except Exception as error:
             # Tidying must not hide what went wrong before it; the next owner of the job tidies again.
-            if not _is_boto(error):
+            if not is_boto(error):
                 raise
 
     def _try(self, request: Callable[[], T], key: str) -> T:
@@ -270,17 +348,66 @@ class S3Store:
             try:
                 return request()
             except Exception as error:
-                wrong = _explain(error, self.uri, key)
-                if isinstance(wrong, UsageError) and _may_be_damage(error) and self.patience.reached:
+                wrong = explain(error, self.uri, key, reached=self.patience.reached)
+                if isinstance(wrong, Refusal) and may_be_damage(wrong) and self.patience.reached:
                     doubtful += 1
                     if doubtful < DOUBTFUL_TRIES:
                         raise StorageError(str(wrong)) from error
                 raise wrong from error
 
-        return self.patience.retry(operation)
+        try:
+            return self.patience.retry(operation)
+        except Refusal as error:
+            if error.status == 403 and error.code in ("AccessDenied", "403") and not self._may_list():
+                raise UsageError(
+                    f"{error}; this account may not list the bucket, and then an object that is not there yet looks "
+                    "like a forbidden one: grant s3:ListBucket, or check --store"
+                ) from error
+            raise
+
+    def _may_list(self) -> bool:
+        try:
+            self._client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+        except Exception as error:
+            if not is_boto(error):
+                raise
+            return not isinstance(explain(error, self.uri, ""), Refusal)
+        return True
+
+    def _insist(self, request: Callable[[], T], key: str) -> T:
+        """Send a request that writes; again without boto3's checksums where it is those that the server refuses."""
+        try:
+            return self._try(request, key)
+        except Refusal as error:
+            if error.status not in (400, 501) or not self._does_without_checksums():
+                raise
+        return self._try(request, key)
+
+    def _does_without_checksums(self) -> bool:
+        """Try a write without the checksums that boto3 sends unasked; keep to that if it works.
+
+        The SHA-256 that every object carries still tells, when it is read, whether its bytes are right.
+        """
+        if self._client.meta.config.request_checksum_calculation == "when_required":
+            return False
+        plain_client = self._open(request_checksum_calculation="when_required")
+        probe = self._key(f"{CHECKS}/{secrets.token_hex(8)}")
+        try:
+            plain_client.put_object(Bucket=self.bucket, Key=probe, Body=b"")
+        except Exception as error:
+            if not is_boto(error):
+                raise
+            return False
+        plain_client.delete_object(Bucket=self.bucket, Key=probe)
+        self._client = plain_client
+        self.patience.say(
+            f"{self.uri}: the server refuses uploads with checksums; going on without "
+            "(AWS_REQUEST_CHECKSUM_CALCULATION=when_required does so from the start)"
+        )
+        return True
 
 
-def _client(endpoint: str | None, path_style: bool, uri: str) -> Any:
+def _client(endpoint: str | None, path_style: bool, uri: str, **more: str) -> Any:
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
@@ -292,11 +419,12 @@ def _client(endpoint: str | None, path_style: bool, uri: str) -> Any:
         retries={"total_max_attempts": 1},  # Patience tries again, and knows when a signal has come
         s3={"addressing_style": style},
         tcp_keepalive=True,
+        **more,
     )
     try:
         return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
     except (BotoCoreError, ValueError) as error:
-        raise UsageError(f"--store {uri}: {_one_line(error)}; check the AWS configuration") from error
+        raise UsageError(f"--store {uri}: {one_line(error)}; check the AWS configuration") from error
 
 
 def _endpoint(options: dict[str, str]) -> str | None:
@@ -338,81 +466,3 @@ def _age(answer: dict[str, Any]) -> float:
     now = email.utils.parsedate_to_datetime(date).timestamp() if date else time.time()
     written: float = answer["LastModified"].timestamp()
     return max(0.0, now - written)
-
-
-def _is_boto(error: Exception) -> bool:
-    from botocore.exceptions import BotoCoreError, ClientError
-    from urllib3.exceptions import HTTPError
-
-    return isinstance(error, (BotoCoreError, ClientError, HTTPError))
-
-
-def _explain(error: Exception, uri: str, key: str) -> Exception:
-    """Turn what boto3 raises into ours; anything else comes back as it is."""
-    from botocore import exceptions as boto
-    from botocore.parsers import ResponseParserError
-    from urllib3.exceptions import HTTPError
-
-    where = f"{uri}/{key}"
-    if isinstance(error, AppError):
-        return error
-    if isinstance(error, boto.ClientError):
-        return _explain_answer(error.response, uri, where)
-    if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)):
-        return UsageError(f"{uri}: {_one_line(error)}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile")
-    if isinstance(
-        error,
-        (
-            boto.ConnectionError,
-            boto.HTTPClientError,
-            boto.IncompleteReadError,
-            boto.FlexibleChecksumError,
-            ResponseParserError,
-            HTTPError,  # botocore lets it through when the connection breaks in the body of a refusal
-        ),
-    ):
-        return StorageError(f"{where}: {_one_line(error)}; run the same command again once storage works")
-    if isinstance(error, KeyError):  # an answer without what every answer has: damaged on its way
-        return StorageError(f"{where}: the server's answer lacks {error}; run the same command again")
-    if isinstance(error, boto.BotoCoreError):
-        return UsageError(f"{uri}: {_one_line(error)}; check --store and the AWS configuration")
-    return error
-
-
-def _explain_answer(answer: dict[str, Any], uri: str, where: str) -> Exception:
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    code = str(answer.get("Error", {}).get("Code", status))
-    if status == 412:
-        return _Conflict()
-    if code == "NoSuchUpload":
-        return _Lost()
-    if code == "NoSuchBucket":
-        return UsageError(f"{uri}: there is no such bucket; create it, or check --store and the endpoint")
-    if status == 404:
-        return MissingObject(f"{where}: there is no such object; check --store and --run-id")
-    if code in ("SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken", "InvalidToken", "TokenRefreshRequired"):
-        return UsageError(f"{uri}: the server refuses the credentials ({code}); check AWS_ACCESS_KEY_ID and its secret")
-    if code == "RequestTimeTooSkewed":
-        return UsageError(f"{uri}: the server refuses the request ({code}); set this machine's clock")
-    if status in (401, 403):
-        return UsageError(f"{uri}: no permission ({code}); check the credentials and the bucket's policy")
-    if status == 507 or code in ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"):
-        return StorageError(f"{where}: storage is full ({code}); make room and run the same command again")
-    if status in (408, 409, 429) or (status >= 500 and status != 501):
-        return StorageError(f"{where}: the server answers {status} ({code}); run the same command again later")
-    return UsageError(f"{where}: the server refuses the request ({status} {code}); check --store and the endpoint")
-
-
-def _may_be_damage(error: Exception) -> bool:
-    """Say whether a refusal may come from a request that was damaged on its way to the server."""
-    from botocore.exceptions import ClientError
-
-    if not isinstance(error, ClientError):
-        return False
-    status: int = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return status == 400 or error.response.get("Error", {}).get("Code") == "SignatureDoesNotMatch"
-
-
-def _one_line(error: Exception) -> str:
-    """Return the error's text on one line, without what an address may hold of credentials."""
-    return re.sub(r"//[^\s\"']*@", "//", " ".join(str(error).split())) or type(error).__name__

@@ -253,7 +253,7 @@ class TestFailures:
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(download.Path, "mkdir", refuse)
-        assert "Permission denied" in rejected(tmp_path, UsageError)
+        assert "no permission" in rejected(tmp_path, UsageError)
 
     def test_root_that_is_a_file(self, tmp_path):
         file = tmp_path / "file"
