@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from app.jobs.claims import claimed
 from app.errors import StorageError, UsageError
+from app.jobs.claims import claimed
 from app.storage import FolderStore, Patience, sha256
 from app.storage import folder as folder_module
 
