@@ -15,9 +15,9 @@ from app.errors import AppError, InputError, Interrupted, UsageError
 from app.runtime import SIGNALS, Stopped, stop_now
 
 if TYPE_CHECKING:
-    from app.config import Config, Method, ProtocolName
     from app.jobs.run import Run
     from app.report import ReportSummary
+    from app.settings import Config, Method, ProtocolName
     from app.storage import Store
 
 app = typer.Typer(
@@ -151,7 +151,7 @@ def downstream(
     overwrite: Overwrite = False,
 ) -> None:
     """Train a classifier from an initialisation and judge it on the test split."""
-    from app.config import ProtocolName
+    from app.settings import ProtocolName
     from app.stages import downstream as stage
 
     if protocol not in get_args(ProtocolName):
@@ -530,7 +530,7 @@ def _open(
 
 
 def _method(name: str) -> Method:
-    from app.config import METHODS
+    from app.settings import METHODS
 
     if name not in METHODS:
         raise UsageError(f"--method {name}: unknown; choose from {', '.join(METHODS)}")

@@ -1,7 +1,6 @@
-"""Configuration: typed, frozen, strict; presets in YAML; ``--set a.b=c`` overrides.
+"""From presets in YAML, ``--set a.b=c`` and ``--data`` to settings, and what makes two of them the same.
 
-No field has a default here: ``presets/recommended.yaml`` is complete, and every other preset says in
-``extends`` what it starts from.
+``presets/recommended.yaml`` is complete, and every other preset says in ``extends`` what it starts from.
 """
 
 from __future__ import annotations
@@ -14,189 +13,13 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from app.errors import UsageError
-
-Method = Literal["byol", "byol_plus"]
-METHODS: tuple[Method, ...] = get_args(Method)
-Baseline = Literal["random", "imagenet"]
-ProtocolName = Literal["finetune", "linear_probe", "few_shot", "few_shot_frozen"]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Range = tuple[NotNegative, NotNegative]
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, without unknown keys or silent conversions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def _ranges_ascend(self) -> Section:
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], float) and value[0] > value[1]:
-                raise ValueError(f"{name}: the first value must not exceed the second")
-        return self
-
-
-class Study(Section):
-    """What is compared with what."""
-
-    methods: tuple[Method, ...]
-    baselines: tuple[Baseline, ...]
-    datasets: tuple[str, ...]
-    protocols: tuple[ProtocolName, ...]
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _no_repeats(self) -> Study:
-        for name in type(self).model_fields:
-            values = getattr(self, name)
-            if len(set(values)) != len(values):
-                raise ValueError(f"{name}: names something twice")
-        return self
-
-
-class Data(Section):
-    """Which images, and how many of them."""
-
-    pretrain: str
-    pretrain_split: Literal["all", "train"]
-    size: Literal[28, 64, 128, 224]
-    subset: Count | None
-    monitor: str | None
-    phantoms: Literal["never", "if_missing", "always"]
-
-
-class Network(Section):
-    """The encoder and the heads."""
-
-    architecture: str
-    stem: Literal["stock", "middle", "cifar"]
-    init: str
-    projector_hidden: Count
-    predictor_hidden: Count
-    projection: Count
-
-
-class Pretrain(Section):
-    """The pretraining recipe."""
-
-    epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]
-    accumulate: Count
-    optimizer: Literal["adam", "adamw", "sgd", "lars"]
-    learning_rate: Positive
-    weight_decay: NotNegative
-    warmup_epochs: NotNegative
-    cosine: bool
-    ema_momentum: Probability
-    ema_cosine: bool
-    precision: Literal["auto", "float32", "bfloat16"]
-    monitor_every: Count
-    knn_neighbours: Count
-    knn_temperature: Positive
-    collapse_below: NotNegative
-
-
-class Views(Section):
-    """The augmentations both methods share; see ``augment.Augmentation``."""
-
-    crop_scale: tuple[Probability, Probability]
-    crop_ratio: tuple[Positive, Positive]
-    flip: Probability
-    jitter: Probability
-    jitter_brightness: NotNegative
-    jitter_contrast: NotNegative
-    jitter_saturation: NotNegative
-    jitter_hue: Annotated[float, Field(ge=0, le=0.5)]
-    grayscale: Probability
-    blur: Probability
-    blur_sigma: Range
-    blur_radius: Annotated[int, Field(ge=1, le=13)]
-
-
-class ViewsPlus(Section):
-    """What BYOL+ adds."""
-
-    contrast: Probability
-    contrast_range: Range
-    brightness: Probability
-    brightness_range: Range
-    cutout: Probability
-    cutout_side: tuple[Probability, Probability]
-
-
-class Protocol(Section):
-    """The recipe of one downstream protocol."""
-
-    epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]
-    optimizer: Literal["adam", "adamw", "sgd"]
-    learning_rate: Positive
-    weight_decay: NotNegative
-    cosine: bool
-    standardise: bool
-
-
-class FewShot(Protocol):
-    """A protocol that sees ``k`` images per class, in ``draws`` independent draws."""
-
-    k: Count
-    draws: Count
-
-
-class Protocols(Section):
-    """The recipes of all protocols."""
-
-    finetune: Protocol
-    linear_probe: Protocol
-    few_shot: FewShot
-    few_shot_frozen: FewShot
-
-
-class Runtime(Section):
-    """How jobs run; never changes what they compute beyond rounding, so it is recorded but not compared."""
-
-    device: Literal["auto", "cpu", "cuda"]
-    threads: Count | None
-    processes: Count | None
-    compile: Literal["auto", "always", "never"]
-    checkpoint_minutes: Positive
-    checkpoint_steps: Count | None
-    keep: Count
-    patience_minutes: Positive
-    grace_seconds: Positive
-    claim_seconds: Positive
-    claim_wait_minutes: NotNegative
-
-
-class Config(Section):
-    """Everything a run needs to know."""
-
-    preset: str
-    study: Study
-    data: Data
-    network: Network
-    pretrain: Pretrain
-    views: Views
-    views_plus: ViewsPlus
-    protocols: Protocols
-    runtime: Runtime
-    sources: dict[str, str]
-    data_root: str | None
-    imagenet_weights: str | None
-
-    def science(self) -> dict[str, Any]:
-        """Return the fields that decide the results; two runs with equal ones are the same experiment."""
-        return self.model_dump(mode="json", exclude={"preset", "runtime", "sources", "data_root", "imagenet_weights"})
+from app.settings import Config
 
 
 def default_runtime() -> dict[str, Any]:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.bench.step import endless_trainer
-from app.config import Config
 from app.errors import UsageError
 from app.jobs.checkpoint import CheckpointWriter, drop_checkpoints
 from app.jobs.run import Run, load_pretraining
 from app.runtime import Progress, choose_device, prepare
+from app.science.pretraining import Trainer
+from app.settings import Config
 from app.stages.fallback import settle_data
-from app.stages.pretrain import Trainer
 from app.storage import Store
 
 WARM_UP_STEPS = 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import kornia.augmentation as K
 from torch import nn
 
-from app.science.augment import Augmentation
+from app.settings import Augmentation
 
 
 def kornia_views(augmentation: Augmentation, size: int) -> nn.Sequential:

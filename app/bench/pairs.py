@@ -9,13 +9,13 @@ import torch
 
 from app.bench.step import Ours, endless_trainer, noise
 from app.bench.turns import now
-from app.config import Config
 from app.data import Dataset
 from app.jobs.run import Run, load_labelled
 from app.runtime import Progress, choose_device, prepare
-from app.science.finetuning import Labelled, Recipe, fit, n_outputs
+from app.science.finetuning import Labelled, fit, n_outputs
 from app.science.networks import Classifier, Encoder
 from app.science.protocols import PROTOCOLS, Protocol
+from app.settings import Config, Recipe
 from app.stages.fallback import settle_data
 from app.storage import Store
 
@@ -40,11 +40,11 @@ def bench_probe(store: Store, config: Config, *, dataset: str, rounds: int, naiv
     device = choose_device(config.runtime.device)
     prepare(device, config.runtime.threads)
     data = load_labelled(Run(store, "", config), dataset)
-    recipe = Recipe(**config.protocols.linear_probe.model_dump())
+    recipe = config.protocols.linear_probe
     cached, naive = [], []
     for number in range(rounds):
         once = _seconds_of_fit(config, data, recipe, device, cached=True)
-        short = Recipe(**config.protocols.linear_probe.model_dump() | {"epochs": naive_epochs})
+        short = recipe.model_copy(update={"epochs": naive_epochs})
         each = _seconds_of_fit(config, data, short, device, cached=False) * recipe.epochs / naive_epochs
         cached.append(once)
         naive.append(each)

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from app.bench.turns import Contender, now
-from app.config import Config
 from app.data import Unlabelled
 from app.errors import UsageError
 from app.science.networks import to_float
+from app.settings import Config
 
 
 def build_peers(config: Config, data: Unlabelled, device: str) -> list[Contender]:

@@ -18,13 +18,14 @@ from torch import nn
 
 from app.bench.peers import build_peers
 from app.bench.turns import Contender, now
-from app.config import Config
 from app.data import Unlabelled
 from app.jobs.checkpoint import CheckpointWriter
 from app.runtime import Progress, choose_device, environment, prepare
 from app.science.distributed import Ranks
 from app.science.networks import Encoder
-from app.stages.pretrain import Trainer
+from app.science.pretraining import Trainer
+from app.settings import Config
+from app.stages.pretrain import build_trainer
 from app.storage import FolderStore
 
 GEMM = 2048  # side of the square float32 matrices whose product is the measure of the machine
@@ -79,7 +80,7 @@ def bench_step(
     each["checkpoint"] = checkpoint_seconds * sum(each.values()) / (60 * config.runtime.checkpoint_minutes)
     total = sum(each.values())
     return {
-        "environment": environment(device) | {"precision": trainer.precision, "compiled": trainer.compile},
+        "environment": environment(device) | {"precision": trainer.precision, "compiled": trainer.compiled},
         "settings": {
             "size": config.data.size, "channels": channels, "images": images, "batch": batch,
             "architecture": config.network.architecture, "stem": config.network.stem, "rounds": rounds, "steps": steps,
@@ -147,7 +148,7 @@ def noise(config: Config, count: int, channels: int) -> Unlabelled:
 def endless_trainer(config: Config, data: Unlabelled, device: str) -> Trainer:
     """Return a trainer whose schedules do not end and that judges nothing on the way: only its time is of interest."""
     settings = config.pretrain.model_copy(update={"epochs": 10**6, "collapse_below": 0.0})
-    trainer = Trainer(config.model_copy(update={"pretrain": settings}), "byol", 0, data, None, device)
+    trainer = build_trainer(config.model_copy(update={"pretrain": settings}), "byol", 0, data, device)
     trainer.join(Ranks())
     return trainer
 

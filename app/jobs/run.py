@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from app.config import Config, default_runtime, difference, parse_config
+from app.config import default_runtime, difference, parse_config
 from app.data import Dataset, Unlabelled, default_roots, find_file, load_dataset, load_unlabelled, parse_task
 from app.errors import InputError, UsageError
 from app.jobs.records import read_json, read_record
+from app.settings import Config
 from app.storage import Store
 
 SUBSET_SEED = 0  # subsets are part of the data: the same images for every seed of a study

@@ -7,61 +7,16 @@ is warped by two batched matrix products. Colour operations that do nothing to a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from app.science.networks import normalise
+from app.settings import Augmentation
 
 CROP_ATTEMPTS = 10  # as in torchvision and kornia: draws of a box before the fall-back to the whole image
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in kornia and Pillow
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """Strengths and probabilities of the operations; a probability of 0 leaves one out.
-
-    Attributes:
-        crop_scale: least and greatest share of the area that a random resized crop keeps.
-        crop_ratio: least and greatest ratio of width to height of the crop.
-        flip: probability of a horizontal flip.
-        jitter: probability of the colour jitter.
-        jitter_brightness: its factor is drawn from [1 - b, 1 + b].
-        jitter_contrast: likewise, about the mean luminance of the image.
-        jitter_saturation: likewise; nothing on gray images.
-        jitter_hue: shift drawn from [-h, h] turns, at most 0.5; nothing on gray images.
-        grayscale: probability of dropping the colour; nothing on gray images.
-        blur: probability of a Gaussian blur.
-        blur_sigma: least and greatest standard deviation, in pixels.
-        blur_radius: the kernel spans ``2 * blur_radius + 1`` pixels.
-        contrast: probability of BYOL+'s contrast.
-        contrast_range: least and greatest factor, about the mean luminance.
-        brightness: probability of BYOL+'s brightness.
-        brightness_range: least and greatest factor.
-        cutout: probability of BYOL+'s cutout (DeVries and Taylor 2017).
-        cutout_side: least and greatest side of the square, as a share of the image's side.
-    """
-
-    crop_scale: tuple[float, float]
-    crop_ratio: tuple[float, float]
-    flip: float
-    jitter: float
-    jitter_brightness: float
-    jitter_contrast: float
-    jitter_saturation: float
-    jitter_hue: float
-    grayscale: float
-    blur: float
-    blur_sigma: tuple[float, float]
-    blur_radius: int
-    contrast: float = 0.0
-    contrast_range: tuple[float, float] = (1.0, 1.0)
-    brightness: float = 0.0
-    brightness_range: tuple[float, float] = (1.0, 1.0)
-    cutout: float = 0.0
-    cutout_side: tuple[float, float] = (0.0, 0.0)
 
 
 Draws = dict[str, Tensor]

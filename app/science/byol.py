@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.science.networks import Encoder, mlp
-
-OptimizerName = Literal["adam", "adamw", "sgd", "lars"]
+from app.settings import OptimizerName
 
 
 def regression_loss(prediction: Tensor, projection: Tensor) -> Tensor:

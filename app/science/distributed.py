@@ -34,12 +34,12 @@ class Ranks:
     Attributes:
         rank: its number, from 0.
         world: how many there are.
-        summon: starts the others, by rank 0, if they are still to be started.
+        spawn: starts the others, by rank 0, if they are still to be started.
     """
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
-        self.summon: Callable[[], None] = lambda: None
+        self.spawn: Callable[[], None] = lambda: None
         self._stepping = False
 
     @property
@@ -61,7 +61,7 @@ class Ranks:
         share = count // self.world
         return slice(self.rank * share, (self.rank + 1) * share)
 
-    def together(self, model: nn.Module) -> nn.Module:
+    def ddp(self, model: nn.Module) -> nn.Module:
         """Return ``model`` so that all ranks train it as one process would with the whole batch.
 
         BatchNorm takes its statistics over the whole batch and gradients are averaged. ``model`` and its parameters
@@ -77,8 +77,8 @@ class Ranks:
             model, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
 
-    def alone(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Leave gradients of ``model`` (of ``together``) unshared meanwhile: more will be added to them."""
+    def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Leave gradients of ``model`` (of ``ddp``) unshared meanwhile: more will be added to them."""
         return cast(Any, model).no_sync() if self.world > 1 else contextlib.nullcontext()
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -93,14 +93,14 @@ class Ranks:
         """Return the mean of a scalar over the ranks."""
         return self.gather(value.reshape(1)).mean()
 
-    def tell(self, value: Any = None) -> Any:
+    def broadcast(self, value: Any = None) -> Any:
         """Return what rank 0 passes as ``value``, on every rank."""
         told = [value]
         if self.world > 1:
             dist.broadcast_object_list(told, device=torch.device("cpu"))
         return told[0]
 
-    def go(self, on: bool = True) -> bool:
+    def barrier(self, on: bool = True) -> bool:
         """Return, on every rank, whether rank 0 goes on with another step."""
         if self.world == 1:
             return on
@@ -114,9 +114,9 @@ class Ranks:
         if self.world > 1 and dist.is_initialized():
             with contextlib.suppress(RuntimeError):  # they are gone: what ends us matters more
                 if self._stepping:
-                    self.go(False)
+                    self.barrier(False)
                 else:
-                    self.tell(None)
+                    self.broadcast(None)
 
 
 def started_by_torchrun() -> bool:
@@ -172,7 +172,7 @@ def joined(rank: int, world: int, device: str, store: TCPStore | None = None) ->
 def leading(world: int, device: str, follow: Callable[..., None], *args: Any) -> Iterator[Ranks]:
     """Lead ``world`` ranks meanwhile, this process the first of them.
 
-    Under torchrun the others are there. Else ``Ranks.summon`` starts them, once there is something to do.
+    Under torchrun the others are there. Else ``Ranks.spawn`` starts them, once there is something to do.
 
     Args:
         world: how many.
@@ -187,8 +187,8 @@ def leading(world: int, device: str, follow: Callable[..., None], *args: Any) ->
     followers: list[SpawnProcess] = []
     with contextlib.ExitStack() as group:
 
-        def summon() -> None:
-            store = meeting_place(world, 0, 0)
+        def spawn() -> None:
+            store = rendezvous(world, 0, 0)
             # Blocked, not handled: so they are in the others too, and a terminal's Ctrl-C reaches rank 0 alone.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             try:
@@ -203,14 +203,14 @@ def leading(world: int, device: str, follow: Callable[..., None], *args: Any) ->
         if world > 1 and started_by_torchrun():
             group.enter_context(joined(0, world, device))
         elif world > 1:
-            ranks.summon = summon
+            ranks.spawn = spawn
         try:
             yield ranks
             ranks.end()
             for process in followers:
                 process.join(30)
         except RuntimeError as error:  # torch's word for a rank that is gone, and for much else
-            deadline = time.monotonic() + 5  # a rank that has died is a process that ends
+            deadline = time.monotonic() + 20  # a rank that has died is a process that ends
             for process in followers:
                 process.join(max(0.0, deadline - time.monotonic()))
             if codes := [process.exitcode for process in followers if process.exitcode]:
@@ -228,7 +228,7 @@ def leading(world: int, device: str, follow: Callable[..., None], *args: Any) ->
                 process.kill()
 
 
-def meeting_place(world: int, rank: int, port: int) -> TCPStore:
+def rendezvous(world: int, rank: int, port: int) -> TCPStore:
     """Return where ranks of this machine meet; rank 0 opens it at a free port (``port`` 0).
 
     Who waits there for others that do not come gives up with a RuntimeError after five minutes.
@@ -242,7 +242,7 @@ def _follower(
 ) -> None:
     end_with_the_parent(AppError.exit_code)
     try:
-        with joined(rank, world, device, meeting_place(world, rank, port)) as ranks:
+        with joined(rank, world, device, rendezvous(world, rank, port)) as ranks:
             follow(ranks, *args)
     except AppError as error:
         print(f"error: rank {rank}: {error}", file=sys.stderr, flush=True)

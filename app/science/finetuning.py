@@ -20,39 +20,16 @@ from torch.nn import functional as F
 
 from app.errors import CollapseError
 from app.science import metrics
-from app.science.byol import OptimizerName, build_optimizer
+from app.science.byol import build_optimizer
 from app.science.draws import epoch_order
 from app.science.networks import Classifier, Encoder, normalise, to_float
 from app.science.protocols import Protocol
 from app.science.schedules import learning_rate
+from app.settings import Recipe
 
 INFERENCE_PIXELS = 512 * 28 * 28  # of one batch in evaluation mode: bounds its memory at any image size
 
 AfterStep = Callable[[int, Callable[[], dict[str, Any]]], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How to train.
-
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images per step; a last batch of one image joins the one before it.
-        optimizer: name of the optimizer.
-        learning_rate: its peak; there is no warm-up.
-        weight_decay: on kernels and matrices, not on biases and norms.
-        cosine: decay the learning rate to 0 by half a cosine.
-        standardise: scale each feature of a frozen encoder to mean 0 and std 1 over the training images
-            (one that is constant there is only shifted).
-    """
-
-    epochs: int
-    batch_size: int
-    optimizer: OptimizerName
-    learning_rate: float
-    weight_decay: float
-    cosine: bool
-    standardise: bool
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import torch
 import torchvision
@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from app.errors import InputError, UsageError
 from app.science.convolutions import SmallMapConv2d
-
-Stem = Literal["stock", "middle", "cifar"]
+from app.settings import Stem
 
 ARCHITECTURES = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",

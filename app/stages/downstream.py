@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.config import ProtocolName, identity
+from app.config import identity
 from app.data import Dataset, draw_overlap, few_shot_draw
 from app.errors import CollapseError
 from app.jobs.checkpoint import dump_weights
@@ -23,9 +23,10 @@ from app.jobs.run import Run, load_labelled, now
 from app.runtime import Progress, choose_device, environment, prepare
 from app.science import metrics
 from app.science.draws import generator
-from app.science.finetuning import Fit, Labelled, Recipe, fit, n_outputs, predict, probabilities
+from app.science.finetuning import Fit, Labelled, fit, n_outputs, predict, probabilities
 from app.science.networks import Classifier, Encoder
 from app.science.protocols import PROTOCOLS
+from app.settings import ProtocolName
 from app.stages.weights import Weights, describe, initial_weights
 
 
@@ -85,13 +86,12 @@ def work(
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Train and judge; return the files and the record."""
     config = run.config
-    settings = getattr(config.protocols, protocol).model_dump()
+    recipe = getattr(config.protocols, protocol)
     device = choose_device(config.runtime.device)
     prepare(device, config.runtime.threads)
     begin = time.perf_counter()
     kind = PROTOCOLS[protocol]
-    k, draws = settings.pop("k", None), settings.pop("draws", 1)
-    recipe = Recipe(**settings)
+    k, draws = (recipe.k, recipe.draws) if kind.few else (0, 1)
     train = Labelled.of(data.train.images, data.train.labels, device)
     val = Labelled.of(data.val.images, data.val.labels, device)
     test_images = Labelled.of(data.test.images, data.test.labels, device).images

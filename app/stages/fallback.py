@@ -5,11 +5,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from app.config import Config
 from app.data import PHANTOM_COUNTS, fetch, write_phantoms
 from app.errors import InputError, StorageError, UsageError
 from app.jobs.run import Run, search
 from app.runtime import Progress
+from app.settings import Config
 from app.storage import Store
 
 

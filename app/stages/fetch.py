@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.config import Config
 from app.data import SIZES, default_roots, known
 from app.data import fetch as download
 from app.errors import UsageError
 from app.runtime import Progress
+from app.settings import Config
 from app.stages.fallback import settle_data
 from app.storage import Store
 

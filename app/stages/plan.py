@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.config import Config, difference, identity
+from app.config import difference, identity
 from app.data import Dataset, Unlabelled, few_shot_draw
 from app.errors import InputError, UsageError
 from app.jobs.records import read_json, write_json
 from app.jobs.run import Run, load_labelled, load_pretraining, monitor_name, now
+from app.settings import Config
 from app.stages.fallback import settle_data
 from app.storage import Store
 

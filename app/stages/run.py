@@ -12,11 +12,11 @@ from contextlib import closing, suppress
 from types import FrameType
 from typing import Any
 
-from app.config import Config
 from app.errors import AppError, Interrupted, UsageError
 from app.jobs.run import Run
 from app.runtime import SIGNALS, Progress, Stopped, StopRequest, end_with_the_parent, stop_now
 from app.science.distributed import started_by_torchrun
+from app.settings import Config
 from app.stages import downstream, pretrain, report
 from app.stages.plan import list_jobs, plan
 from app.storage import Store, open_store

@@ -13,13 +13,13 @@ from app.jobs.run import Run, load_pretraining
 from app.science.augment import apply, draw
 from app.science.draws import generator
 from app.science.networks import to_float
-from app.stages.pretrain import augmentation_of
+from app.settings import Method
 from app.storage import FolderStore
 
 ROWS, VIEWS, SCALE, GAP = 8, 10, 3, 2
 
 
-def draw_views(run: Run, *, method: str, seed: int, out: Path) -> Path:
+def draw_views(run: Run, *, method: Method, seed: int, out: Path) -> Path:
     """Save a grid as PNG: ``ROWS`` images, the original and ``VIEWS`` views of each.
 
     Raises:
@@ -28,7 +28,7 @@ def draw_views(run: Run, *, method: str, seed: int, out: Path) -> Path:
     data = load_pretraining(run)
     at = np.linspace(0, len(data) - 1, ROWS).astype(int)
     images = to_float(torch.from_numpy(np.ascontiguousarray(data.images[at])))
-    augmentation = augmentation_of(run.config, method)
+    augmentation = run.config.augmentation(method)
     columns = [images]
     for view in range(VIEWS):
         draws = draw(augmentation, len(images), data.size, generator("picture", seed, view))

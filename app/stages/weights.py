@@ -12,12 +12,12 @@ import torch
 import torchvision
 from torch import Tensor
 
-from app.config import METHODS, Config
 from app.errors import InputError, StorageError, UsageError
 from app.jobs.checkpoint import parse_weights
 from app.jobs.records import read_record, read_verified
 from app.jobs.run import Run
 from app.science.networks import Encoder
+from app.settings import METHODS, Config
 from app.storage import MissingObject, Store, open_store, sha256
 
 State = dict[str, Tensor]

@@ -1,4 +1,3 @@
-import dataclasses
 import math
 
 import kornia
@@ -14,7 +13,6 @@ from app.config import load_config
 from app.data.phantoms import draw_phantoms
 from app.science.augment import (
     LUMINANCE,
-    Augmentation,
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
@@ -30,11 +28,13 @@ from app.science.augment import (
 )
 from app.science.draws import generator
 from app.science.networks import to_float
-from app.stages.pretrain import augmentation_of
+from app.settings import Augmentation
 
 NOTHING = Augmentation(
     crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, jitter=0.0, jitter_brightness=0.0, jitter_contrast=0.0,
     jitter_saturation=0.0, jitter_hue=0.0, grayscale=0.0, blur=0.0, blur_sigma=(0.1, 1.0), blur_radius=1,
+    contrast=0.0, contrast_range=(1.0, 1.0), brightness=0.0, brightness_range=(1.0, 1.0), cutout=0.0,
+    cutout_side=(0.0, 0.0),
 )  # fmt: skip
 FULL = Augmentation(
     crop_scale=(0.2, 0.8), crop_ratio=(0.75, 4 / 3), flip=0.5, jitter=0.8, jitter_brightness=0.4, jitter_contrast=0.4,
@@ -45,7 +45,7 @@ FULL = Augmentation(
 
 
 def change(augmentation, **fields):
-    return dataclasses.replace(augmentation, **fields)
+    return Augmentation(**augmentation.model_dump() | fields)
 
 
 def images(count=6, channels=3, size=28, seed=0):
@@ -162,7 +162,7 @@ def test_cutout_sides_and_places():
 
 def test_byol_and_byol_plus_share_the_draws_they_have_in_common():
     config = load_config("recommended")
-    plain, plus = (many(augmentation_of(config, method), 50) for method in ("byol", "byol_plus"))
+    plain, plus = (many(config.augmentation(method), 50) for method in ("byol", "byol_plus"))
     extra = {"contrast", "brightness", "hole_side", "hole_top", "hole_left"}
     for name in plain.keys() - extra:
         assert torch.equal(plain[name], plus[name]), name
@@ -376,7 +376,7 @@ def test_byol_has_no_cutout_and_byol_plus_has_a_mid_gray_square():
     x = images(32) * 0.2 + 0.7  # nothing in it is mid-gray, and no crop, colour or blur makes a flat square
 
     def flat(method):
-        augmentation = augmentation_of(config, method)
+        augmentation = config.augmentation(method)
         draws = draw(augmentation, 32, 28, generator("v"))
         return (apply(augmentation, x, draws) == 0).all(1, keepdim=True), draws
 
@@ -389,10 +389,8 @@ def test_byol_has_no_cutout_and_byol_plus_has_a_mid_gray_square():
 
 def test_byol_plus_adds_contrast_brightness_and_cutout_and_nothing_else():
     config = load_config("recommended")
-    plain, plus = (dataclasses.asdict(augmentation_of(config, method)) for method in ("byol", "byol_plus"))
-    assert {name for name in plain if plain[name] != plus[name]} == {
-        "contrast", "contrast_range", "brightness", "brightness_range", "cutout", "cutout_side",
-    }  # fmt: skip
+    plain, plus = (config.augmentation(method).model_dump() for method in ("byol", "byol_plus"))
+    assert {name for name in plain if plain[name] != plus[name]} == {"contrast", "brightness", "cutout"}
     assert plain["contrast"] == plain["brightness"] == plain["cutout"] == 0
 
 

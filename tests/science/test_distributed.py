@@ -20,11 +20,11 @@ from app.data import write_phantoms
 from app.errors import AppError, Interrupted, UsageError
 from app.jobs.run import Run
 from app.science import distributed
-from app.science.distributed import GlobalBatchNorm, Ranks, joined, leading, meeting_place, process_count, torchrun_rank
+from app.science.distributed import GlobalBatchNorm, Ranks, joined, leading, process_count, rendezvous, torchrun_rank
 from app.science.draws import generator
 from app.science.networks import Encoder
+from app.science.pretraining import Trainer
 from app.stages import pretrain
-from app.stages.pretrain import Trainer
 from app.stages.run import run_study
 from app.storage import FolderStore
 
@@ -81,7 +81,7 @@ def work_of_batch_norm(rank: int, port: int, place: Path, dims: int) -> None:
     torch.set_num_threads(1)
     shared, x, factors = batch_norm(dims)
     shared.__class__ = GlobalBatchNorm
-    with joined(rank, 2, "cpu", meeting_place(2, 1, port)) as ranks:
+    with joined(rank, 2, "cpu", rendezvous(2, 1, port)) as ranks:
         rows = ranks.rows(len(x))
         mine = x[rows].requires_grad_()
         out = shared(mine)
@@ -104,7 +104,7 @@ def test_batch_norm_has_the_statistics_and_gradients_of_the_whole_batch(tmp_path
     x.requires_grad_()
     out = norm(x)
     (out * factors).sum().backward()
-    place = meeting_place(2, 0, 0)
+    place = rendezvous(2, 0, 0)
     mp.spawn(work_of_batch_norm, (place.port, tmp_path, dims), nprocs=2)
     outs, grads, weights, states = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True)
     close = {"rtol": 1e-10, "atol": 1e-10}
@@ -185,7 +185,7 @@ def dies(ranks: Ranks) -> None:
 
 def lead_those_who_die() -> None:
     with leading(2, "cpu", dies) as ranks:
-        ranks.summon()
+        ranks.spawn()
         ranks.gather(torch.zeros(1))
 
 
@@ -198,14 +198,14 @@ def test_a_rank_that_dies_ends_the_job_with_a_line(capfd):
 
 def lead_and_fail_alone() -> None:
     with leading(2, "cpu", waits) as ranks:
-        ranks.summon()
-        ranks.tell("go")
+        ranks.spawn()
+        ranks.broadcast("go")
         raise RuntimeError("out of memory")
 
 
 def waits(ranks: Ranks) -> None:
-    ranks.tell()
-    ranks.go()
+    ranks.broadcast()
+    ranks.barrier()
 
 
 @pytest.mark.slow
@@ -223,11 +223,11 @@ def test_rows_are_equal_shares_in_order():
 def test_one_process_alone_is_left_alone():
     model, value = nn.Linear(2, 2), torch.ones(3)
     ranks = Ranks()
-    assert ranks.together(model) is model
+    assert ranks.ddp(model) is model
     assert ranks.gather(value) is value
-    assert ranks.tell("x") == "x"
-    assert ranks.go()
-    assert not ranks.go(False)
+    assert ranks.broadcast("x") == "x"
+    assert ranks.barrier()
+    assert not ranks.barrier(False)
 
 
 def test_one_process_on_each_gpu(monkeypatch):

@@ -13,7 +13,6 @@ from app.science.byol import build_optimizer
 from app.science.draws import epoch_order
 from app.science.finetuning import (
     Labelled,
-    Recipe,
     encode,
     fit,
     n_outputs,
@@ -24,6 +23,7 @@ from app.science.finetuning import (
 from app.science.metrics import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
 from app.science.networks import Classifier, Encoder, normalise, to_float
 from app.science.protocols import PROTOCOLS, Protocol
+from app.settings import Recipe
 
 RECIPE = {
     "epochs": 2, "batch_size": 8, "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4, "cosine": True,

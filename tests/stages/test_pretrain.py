@@ -13,12 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.config import Config, load_config
+from app.config import load_config
 from app.data import write_phantoms
 from app.errors import CollapseError, InputError, Interrupted, StorageError, UsageError
 from app.jobs.run import Run
+from app.science import pretraining
+from app.science.pretraining import Trainer
+from app.settings import Config
 from app.stages import pretrain
-from app.stages.pretrain import Trainer
 from app.storage import FolderStore
 from tests import small
 
@@ -246,7 +248,7 @@ def test_a_pretraining_goes_on_in_the_precision_that_it_began_in(make_run, monke
     run = make_run("half")
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
-        patch.setattr(pretrain, "precision_on", lambda device, wanted: "bfloat16")
+        patch.setattr(pretraining, "precision_on", lambda device, wanted: "bfloat16")
         with pytest.raises(Interrupted):
             pretrain.run(run, method="byol", seed=0)
     record = pretrain.run(run, method="byol", seed=0)

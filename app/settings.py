@@ -1,0 +1,235 @@
+"""Settings: typed, frozen, strict. Science reads its own parts of them; ``config.py`` makes them from YAML.
+
+No field has a default here: ``presets/recommended.yaml`` is complete, with the unit of each.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Method = Literal["byol", "byol_plus"]
+METHODS: tuple[Method, ...] = get_args(Method)
+Stem = Literal["stock", "middle", "cifar"]
+OptimizerName = Literal["adam", "adamw", "sgd", "lars"]
+Baseline = Literal["random", "imagenet"]
+ProtocolName = Literal["finetune", "linear_probe", "few_shot", "few_shot_frozen"]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Range = tuple[NotNegative, NotNegative]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, without unknown keys or silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Section:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], float) and value[0] > value[1]:
+                raise ValueError(f"{name}: the first value must not exceed the second")
+        return self
+
+
+class Study(Section):
+    """What is compared with what."""
+
+    methods: tuple[Method, ...]
+    baselines: tuple[Baseline, ...]
+    datasets: tuple[str, ...]
+    protocols: tuple[ProtocolName, ...]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Study:
+        for name in type(self).model_fields:
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name}: names something twice")
+        return self
+
+
+class Data(Section):
+    """Which images, and how many of them."""
+
+    pretrain: str
+    pretrain_split: Literal["all", "train"]
+    size: Literal[28, 64, 128, 224]
+    subset: Count | None
+    monitor: str | None
+    phantoms: Literal["never", "if_missing", "always"]
+
+
+class Network(Section):
+    """The encoder and the heads."""
+
+    architecture: str
+    stem: Stem
+    init: str
+    projector_hidden: Count
+    predictor_hidden: Count
+    projection: Count
+
+
+class Pretrain(Section):
+    """The pretraining recipe."""
+
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    accumulate: Count
+    optimizer: OptimizerName
+    learning_rate: Positive
+    weight_decay: NotNegative
+    warmup_epochs: NotNegative
+    cosine: bool
+    ema_momentum: Probability
+    ema_cosine: bool
+    precision: Literal["auto", "float32", "bfloat16"]
+    monitor_every: Count
+    knn_neighbours: Count
+    knn_temperature: Positive
+    collapse_below: NotNegative
+
+
+class Views(Section):
+    """The operations that the views of both methods share; a probability of 0 leaves one out.
+
+    Attributes:
+        crop_scale: least and greatest share of the area that a random resized crop keeps.
+        crop_ratio: least and greatest ratio of width to height of the crop.
+        flip: probability of a horizontal flip.
+        jitter: probability of the colour jitter.
+        jitter_brightness: its factor is drawn from [1 - b, 1 + b].
+        jitter_contrast: likewise, about the mean luminance of the image.
+        jitter_saturation: likewise; nothing on gray images.
+        jitter_hue: shift drawn from [-h, h] turns, at most 0.5; nothing on gray images.
+        grayscale: probability of dropping the colour; nothing on gray images.
+        blur: probability of a Gaussian blur.
+        blur_sigma: least and greatest standard deviation, in pixels.
+        blur_radius: the kernel spans ``2 * blur_radius + 1`` pixels.
+    """
+
+    crop_scale: tuple[Probability, Probability]
+    crop_ratio: tuple[Positive, Positive]
+    flip: Probability
+    jitter: Probability
+    jitter_brightness: NotNegative
+    jitter_contrast: NotNegative
+    jitter_saturation: NotNegative
+    jitter_hue: Annotated[float, Field(ge=0, le=0.5)]
+    grayscale: Probability
+    blur: Probability
+    blur_sigma: Range
+    blur_radius: Annotated[int, Field(ge=1, le=13)]
+
+
+class ViewsPlus(Section):
+    """The operations that BYOL+ adds.
+
+    Attributes:
+        contrast: probability of its contrast.
+        contrast_range: least and greatest factor, about the mean luminance.
+        brightness: probability of its brightness.
+        brightness_range: least and greatest factor.
+        cutout: probability of its cutout (DeVries and Taylor 2017).
+        cutout_side: least and greatest side of the square, as a share of the image's side.
+    """
+
+    contrast: Probability
+    contrast_range: Range
+    brightness: Probability
+    brightness_range: Range
+    cutout: Probability
+    cutout_side: tuple[Probability, Probability]
+
+
+class Augmentation(Views, ViewsPlus):
+    """All operations of a method's views: BYOL's are those of BYOL+ with three probabilities of 0."""
+
+
+class Recipe(Section):
+    """How to train a classifier downstream.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step; a last batch of one image joins the one before it.
+        optimizer: name of the optimizer.
+        learning_rate: its peak; there is no warm-up.
+        weight_decay: on kernels and matrices, not on biases and norms.
+        cosine: decay the learning rate to 0 by half a cosine.
+        standardise: scale each feature of a frozen encoder to mean 0 and std 1 over the training images
+            (one that is constant there is only shifted).
+    """
+
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    optimizer: Literal["adam", "adamw", "sgd"]
+    learning_rate: Positive
+    weight_decay: NotNegative
+    cosine: bool
+    standardise: bool
+
+
+class FewShotRecipe(Recipe):
+    """The recipe of a protocol that sees ``k`` images per class, in ``draws`` independent draws."""
+
+    k: Count
+    draws: Count
+
+
+class Recipes(Section):
+    """The recipe of each protocol."""
+
+    finetune: Recipe
+    linear_probe: Recipe
+    few_shot: FewShotRecipe
+    few_shot_frozen: FewShotRecipe
+
+
+class Runtime(Section):
+    """How jobs run; never changes what they compute beyond rounding, so it is recorded but not compared."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    threads: Count | None
+    processes: Count | None
+    compile: Literal["auto", "always", "never"]
+    checkpoint_minutes: Positive
+    checkpoint_steps: Count | None
+    keep: Count
+    patience_minutes: Positive
+    grace_seconds: Positive
+    claim_seconds: Positive
+    claim_wait_minutes: NotNegative
+
+
+class Config(Section):
+    """Everything a run needs to know."""
+
+    preset: str
+    study: Study
+    data: Data
+    network: Network
+    pretrain: Pretrain
+    views: Views
+    views_plus: ViewsPlus
+    protocols: Recipes
+    runtime: Runtime
+    sources: dict[str, str]
+    data_root: str | None
+    imagenet_weights: str | None
+
+    def science(self) -> dict[str, Any]:
+        """Return the fields that decide the results; two runs with equal ones are the same experiment."""
+        return self.model_dump(mode="json", exclude={"preset", "runtime", "sources", "data_root", "imagenet_weights"})
+
+    def augmentation(self, method: Method) -> Augmentation:
+        """Return the operations of a method's views."""
+        plus = self.views_plus
+        if method == "byol":
+            plus = plus.model_copy(update=dict.fromkeys(("contrast", "brightness", "cutout"), 0.0))
+        return Augmentation(**self.views.model_dump(), **plus.model_dump())
