@@ -197,11 +197,8 @@ def report(
     """Write the report of a run from the records it has; fails, after that, if any are missing."""
     from app.stages import report as stage
 
-    opened = _store(store)
-    summary = stage.run(opened, run_id)
-    if out is not None:
-        stage.copy_page(opened, run_id, out)
-    _show(opened, run_id, summary)
+    summary = stage.run(_store(store), run_id, out)
+    _show(summary)
     if summary.missing:
         raise InputError(
             f"--run-id {run_id}: {len(summary.missing)} of the plan's results are missing; "
@@ -216,11 +213,13 @@ def status(
     store: StoreOption = "runs",
 ) -> None:
     """Publish how a workflow ended, and what is done and missing; an exit handler calls it."""
-    from app.stages.status import publish_status
+    from app.stages.status import publish_status, workflow_status
 
-    ended = publish_status(_store(store), workflow, phase)
+    opened = _store(store)
+    ended = workflow_status(opened, workflow, phase)
     print(f"{workflow}: {phase}, {ended['done'] or 0} of {ended['planned'] or 0} jobs done")
     print(f"report: {ended['report'] or 'none'}")
+    publish_status(opened, ended)  # last: who may only read has seen it all
 
 
 @app.command(epilog=example("run --preset smoke --store runs"))
@@ -243,8 +242,8 @@ def run(
     config = _config(preset, overrides, sources, data_root, weights, device, threads)
     opened = _store(store)
     opened.patience.seconds = 60 * config.runtime.patience_minutes
-    name, summary, errors = run_study(opened, config, run_id, workers=workers, overwrite=overwrite)
-    _show(opened, name, summary)
+    summary, errors = run_study(opened, config, run_id, workers=workers, overwrite=overwrite)
+    _show(summary)
     if errors:
         raise errors[0]
 
@@ -545,11 +544,11 @@ def _pretraining_source(overrides: list[str] | None, sources: list[str] | None) 
     return overrides
 
 
-def _show(store: Store, run_id: str, summary: ReportSummary) -> None:
+def _show(summary: ReportSummary) -> None:
     print(summary.table_text)
     for cell in summary.missing:
         print(f"missing: {cell}")
-    print(f"report: {store.uri}/runs/{run_id}/report/index.html")
+    print(f"report: {summary.page}")
 
 
 def main() -> NoReturn:

@@ -158,7 +158,7 @@ def claimed(
         if done():
             yield None
             return
-        found = _read(store, folder)
+        found = _read(store, folder, exact_age=True)
         holder = None if found is None else _live_owner(found[0], found[1])
         if holder is None:
             generation = max(above, 0 if found is None else int(found[1]["generation"])) + 1
@@ -188,15 +188,15 @@ def claimed(
 
 
 def live_owner(store: Store, folder: str) -> str | None:
-    """Name the live owner of a job, as ``pid@host``; None if nobody holds its claim."""
-    found = _read(store, folder)
+    """Name the live owner of a job, as ``pid@host``; None if nobody holds its claim. Only reads."""
+    found = _read(store, folder, exact_age=False)
     return None if found is None else _live_owner(found[0], found[1])
 
 
-def _read(store: Store, folder: str) -> tuple[Versioned, dict[str, Any]] | None:
+def _read(store: Store, folder: str, *, exact_age: bool) -> tuple[Versioned, dict[str, Any]] | None:
     key = f"{folder}/{NAME}"
     try:
-        found = store.read_version(key)
+        found = store.read_version(key, exact_age=exact_age)
     except MissingObject:
         return None
     try:

@@ -37,15 +37,16 @@ REFERENCES = (
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """What a report wrote.
+    """What a report says.
 
-    ``keys`` are the store keys written, ``missing`` one line for each thing the run lacks, ``table_text``
-    the AUROC table and the reading of its differences as text for a terminal.
+    ``keys`` are the store keys of its files, ``missing`` one line for each thing the run lacks, ``table_text``
+    the AUROC table and the reading of its differences as text for a terminal, ``page`` where the page is.
     """
 
     keys: tuple[str, ...]
     missing: list[str]
     table_text: str
+    page: str
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,19 @@ def write_report(store: Store, run_id: str) -> ReportSummary:
         InputError: no such run, or its ``experiment.json`` is damaged.
         StorageError: the store cannot be reached or is full.
     """
+    files, summary = make_report(store, run_id)
+    for key, data in files.items():
+        store.write(key, data)
+    return summary
+
+
+def make_report(store: Store, run_id: str) -> tuple[dict[str, bytes], ReportSummary]:
+    """Return the files of ``write_report`` by their keys, the page last, and what they say; writes nothing.
+
+    Raises:
+        InputError: no such run, or its ``experiment.json`` is damaged.
+        StorageError: the store cannot be reached.
+    """
     study = collect(store, run_id)
     analysis = Analysis(study)
     context = build_context(analysis)
@@ -104,9 +118,13 @@ def write_report(store: Store, run_id: str) -> ReportSummary:
     files[f"{root}/tables.csv"] = tables.csv_text(analysis)
     files[f"{root}/report.md"] = render_markdown(context)
     files[f"{root}/index.html"] = render_html(context)
-    for key, text in files.items():
-        store.write(key, text.encode())
-    return ReportSummary(tuple(files), [str(m) for m in study.missing], table_text(analysis, context))
+    summary = ReportSummary(
+        keys=tuple(files),
+        missing=[str(m) for m in study.missing],
+        table_text=table_text(analysis, context),
+        page=f"{store.uri}/{root}/index.html",
+    )
+    return {key: text.encode() for key, text in files.items()}, summary
 
 
 # --- the content ------------------------------------------------------------------------------------

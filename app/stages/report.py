@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from app.errors import InputError, UsageError
-from app.report import ReportSummary, write_report
+from app.report import ReportSummary, make_report
+from app.runtime import Progress
 from app.storage import Store
 
-__all__ = ["ReportSummary", "copy_page", "run"]
+__all__ = ["ReportSummary", "run"]
 
 
-def run(store: Store, run_id: str) -> ReportSummary:
+def run(store: Store, run_id: str, out: Path | None = None) -> ReportSummary:
     """Write the report of a run from whatever records it has; missing ones are named.
+
+    Args:
+        store: where the run is.
+        run_id: its name.
+        out: folder for a copy of the page, which is self-contained. With one the store need not be writable.
 
     Raises:
         InputError: there is no such run.
+        UsageError: neither the store nor ``out`` can be written.
     """
     if not store.exists(f"runs/{run_id}/experiment.json"):
         known = sorted({key.split("/")[1] for key in store.list("runs") if key.endswith("/experiment.json")})
         raise InputError(f"--run-id {run_id}: {store.uri} has no such run; it has {', '.join(known) or 'none'}")
-    return write_report(store, run_id)
+    files, summary = make_report(store, run_id)
+    if out is not None:
+        _copy(files[summary.keys[-1]], out)
+    try:
+        for key, data in files.items():
+            store.write(key, data)
+    except UsageError as error:
+        if out is None:
+            raise UsageError(f"{error}; `report --out FOLDER` writes the page elsewhere") from error
+        Progress("report", run_id=run_id).say(f"{error}; the page is in {out} alone")
+        return replace(summary, page=f"{out}/index.html")
+    return summary
 
 
-def copy_page(store: Store, run_id: str, folder: Path) -> None:
-    """Copy the page of a written report into a folder: it is self-contained.
-
-    Raises:
-        UsageError: the folder cannot be written.
-    """
-    page = store.read(f"runs/{run_id}/report/index.html")
+def _copy(page: bytes, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "index.html").write_bytes(page)

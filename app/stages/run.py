@@ -24,7 +24,7 @@ from app.storage import Store, open_store
 
 def run_study(
     store: Store, config: Config, run_id: str | None = None, *, workers: int = 1, overwrite: bool = False
-) -> tuple[str, report.ReportSummary, list[AppError]]:
+) -> tuple[report.ReportSummary, list[AppError]]:
     """Run a whole study: plan, pretrain, downstream, report. Jobs that are done already are not run again.
 
     A job that fails does not stop the others; those that need it are left out, and the report names what
@@ -39,7 +39,7 @@ def run_study(
         overwrite: run every job afresh.
 
     Returns:
-        The run's name, the report's summary, and the errors of the jobs that failed.
+        The report's summary, and the errors of the jobs that failed.
 
     Raises:
         Interrupted: a signal came; the same command continues.
@@ -74,7 +74,7 @@ def run_study(
                     progress.say(f"{other} is left out: it needs {key}")
             done += 1
             progress.say(f"{key}: {done} of {total} jobs", done=done, total=total)
-    return run.run_id, report.run(store, run.run_id), list(errors.values())
+    return report.run(store, run.run_id), list(errors.values())
 
 
 def run_job(run: Run, args: list[str], overwrite: bool) -> None:

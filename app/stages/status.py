@@ -17,8 +17,8 @@ def announce(store: Store, workflow: str, run_id: str) -> None:
     write_json(store, _key(workflow), {"version": 1, "workflow": workflow, "run_id": run_id, "phase": "Running"})
 
 
-def publish_status(store: Store, workflow: str, phase: str) -> dict[str, Any]:
-    """Publish ``workflows/<workflow>.json`` and, if the workflow got as far as a plan, ``runs/<run-id>/status.json``.
+def workflow_status(store: Store, workflow: str, phase: str) -> dict[str, Any]:
+    """Look up how far a workflow came; ``publish_status`` publishes it.
 
     Args:
         store: the store.
@@ -26,8 +26,8 @@ def publish_status(store: Store, workflow: str, phase: str) -> dict[str, Any]:
         phase: how the scheduler says it ended, such as ``Succeeded``.
 
     Returns:
-        What was published: ``run_id``, ``done`` and ``planned`` jobs, names of ``missing`` ones and the ``report`` are
-        None if the workflow failed before its plan.
+        What ``publish_status`` takes: ``run_id``, ``done`` and ``planned`` jobs, names of ``missing`` ones and the
+        ``report`` are None if the workflow failed before its plan.
     """
     key = _key(workflow)
     run_id = read_json(store, key)["run_id"] if store.exists(key) else None
@@ -53,9 +53,14 @@ def publish_status(store: Store, workflow: str, phase: str) -> dict[str, Any]:
             "missing": missing[:SHOWN],
             "report": f"{store.uri}/{page}" if store.exists(page) else None,
         }
-        write_json(store, f"runs/{run_id}/status.json", status)
-    write_json(store, key, status)
     return status
+
+
+def publish_status(store: Store, status: dict[str, Any]) -> None:
+    """Publish ``workflows/<workflow>.json`` and, if there was a plan, ``runs/<run-id>/status.json``."""
+    if status["run_id"] is not None:
+        write_json(store, f"runs/{status['run_id']}/status.json", status)
+    write_json(store, _key(status["workflow"]), status)
 
 
 def _key(workflow: str) -> str:

@@ -28,7 +28,7 @@ class Versioned:
     Attributes:
         data: the object.
         version: changes whenever the object's bytes change.
-        age: seconds since it was written, by the store's own clock.
+        age: seconds since it was written; by the store's own clock if that was asked for, or is known anyway.
     """
 
     data: bytes
@@ -127,8 +127,12 @@ class Store(Protocol):
     def read(self, key: str) -> bytes:
         """Return the object under ``key``."""
 
-    def read_version(self, key: str) -> Versioned:
-        """Return the object under ``key`` with its version and age."""
+    def read_version(self, key: str, *, exact_age: bool = False) -> Versioned:
+        """Return the object under ``key`` with its version and age.
+
+        ``exact_age`` is for owners-to-be, who may write: a folder's clock is told by a temporary file. Reading without
+        it never writes.
+        """
 
     def write(self, key: str, data: bytes | memoryview) -> None:
         """Publish ``data`` under ``key``, replacing what was there."""

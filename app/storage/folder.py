@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,14 +41,15 @@ class FolderStore:
         path = self._path(key)
         return self.patience.retry(lambda: _read(path))
 
-    def read_version(self, key: str) -> Versioned:
-        """Return the object under ``key`` with its version and age."""
+    def read_version(self, key: str, *, exact_age: bool = False) -> Versioned:
+        """Return the object under ``key`` with its version and age; see ``Store``."""
         path = self._path(key)
 
         def operation() -> Versioned:
             with _explained(path), _present(path), path.open("rb") as file:
                 data, written = file.read(), os.fstat(file.fileno()).st_mtime
-                return Versioned(data, sha256(data), _clock(path.parent) - written)
+                now = _clock(path.parent) if exact_age else time.time()
+                return Versioned(data, sha256(data), now - written)
 
         return self.patience.retry(operation)
 
@@ -141,7 +143,7 @@ def _present(path: Path) -> Iterator[None]:
 
 
 def _clock(folder: Path) -> float:
-    """Return the time of the clock that stamps the files in ``folder``, a file server's perhaps."""
+    """Return the time of the clock that stamps the files in ``folder``, a file server's perhaps, by making one."""
     path = folder / f"{TEMPORARY}{secrets.token_hex(4)}-clock"
     try:
         with path.open("xb") as file:

@@ -153,7 +153,7 @@ def test_of_many_that_find_a_dead_owner_one_takes_over(store: Store, monkeypatch
     silence(monkeypatch)
     with claim_of(store, seconds=1.0):
         time.sleep(2.5)
-        found = claims._read(store, JOB)
+        found = claims._read(store, JOB, exact_age=True)
         assert found is not None
         with ThreadPoolExecutor(16) as pool:
             wins = list(pool.map(lambda _: Claim(store, JOB, 2, 30.0).take(found[0]), range(16)))

@@ -25,7 +25,7 @@ from app.stages.fan_out import BASELINES, MAX_PODS, FanOut, read_fan_out, write_
 from app.stages.fetch import fetch_study
 from app.stages.plan import list_jobs, plan
 from app.stages.shard import run_shard
-from app.stages.status import announce, publish_status
+from app.stages.status import announce, publish_status, workflow_status
 from app.storage import FolderStore
 
 PARTS = ("trained", "frozen")
@@ -276,13 +276,15 @@ def test_a_signal_while_a_job_publishes_ends_the_shard_after_it(store, monkeypat
 
 
 def test_status_is_published_before_and_after_the_plan(store):
-    failed = publish_status(store, "study-a", "Failed")
+    failed = workflow_status(store, "study-a", "Failed")
+    publish_status(store, failed)
     assert failed["run_id"] is None
     assert json.loads(store.read("workflows/study-a.json"))["phase"] == "Failed"
     planned(store, datasets=1, protocols=["finetune"], methods=["byol"], seeds=1)
     announce(store, "study-b", "fan")
     store.write("runs/fan/pretrain/byol-s0/record.json", b"{}")
-    ended = publish_status(store, "study-b", "Failed")
+    ended = workflow_status(store, "study-b", "Failed")
+    publish_status(store, ended)
     assert (ended["done"], ended["planned"], ended["report"]) == (1, 3, None)
     assert ended["missing"] == ["downstream/set0/random/finetune/s0", "downstream/set0/byol-s0/finetune/s0"]
     assert json.loads(store.read("runs/fan/status.json")) == ended
