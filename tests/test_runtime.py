@@ -1,5 +1,7 @@
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from app import runtime
 from app.errors import UsageError
-from app.runtime import Progress, StopRequest, choose_device, cpu_model, environment, git_commit, prepare
+from app.runtime import Bar, Progress, StopRequest, choose_device, cpu_model, environment, git_commit, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -182,6 +185,73 @@ def test_a_terminal_gets_a_bar_and_no_json(monkeypatch, capsys):
     assert "pretrain: begins" in err
     assert "{" not in err
     assert "1/3" in err
+
+
+def bar_at(monkeypatch, clock, *, job="byol_plus-s0", stage="pretrain", total=131_100, done=0, fields=True):
+    """A bar that has done a hundred steps of 0.8 s."""
+    bar = Bar(Progress(stage, job=job), total, done)
+    measured = {"loss": 1.2345, "target_std": 0.9123, "rank_me": 88.21, "knn_accuracy": 0.8871, "knn_auroc": 0.9512}
+    for _ in range(100):
+        clock[0] += 0.8
+        bar.advance(**(measured if fields else {}))
+    return bar
+
+
+LONG = "dermamnist_reconstructed/byol_plus-s0/few_shot_frozen/s0"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+@pytest.mark.parametrize(("stage", "job"), [("pretrain", "byol_plus-s0"), ("downstream", LONG), ("bench", "")])
+def test_a_bar_fits_its_terminal_with_count_and_time(monkeypatch, capsys, clock, width, stage, job):
+    """Drawn by Rich on a terminal of that width: one line, with bar, count and time left, and no field cut short."""
+    bar = bar_at(monkeypatch, clock, stage=stage, job=job)
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system="256")
+    console.print(bar)
+    [line] = re.sub(r"\x1b\[[\d;]*m", "", console.file.getvalue()).splitlines()
+    assert len(line) <= width
+    assert "━" * 10 in line
+    assert "100/131100 29:06:40 left" in line
+    assert line.startswith(stage[:5])
+    shown = line.split(" left")[1].split("  ")[1:]
+    whole = ["loss 1.234", "target_std 0.9123", "rank_me 88.21", "knn_accuracy 0.8871", "knn_auroc 0.9512"]
+    assert [field.strip() for field in shown] == whole[: len(shown)]
+    if width == 200:
+        assert (job in line, len(shown)) == (True, 5)
+
+
+def test_a_bar_follows_a_terminal_that_is_made_narrower(monkeypatch, capsys, clock):
+    bar = bar_at(monkeypatch, clock)
+    lengths = [len(bar.layout(width)[2]) for width in (120, 100, 80)]
+    assert lengths == sorted(lengths, reverse=True)
+    assert len(set(lengths)) == 3
+    assert bar.layout(20)[1] == 0, "no room for the bar itself, and no error"
+
+
+def test_the_time_left_is_of_this_process_without_its_first_step(monkeypatch, capsys, clock):
+    bar = Bar(Progress("pretrain"), 50, done=40)
+    assert bar.seconds_left is None
+    clock[0] += 60.0  # compiles
+    bar.advance()
+    assert bar.seconds_left == 9 * 60
+    for _ in range(4):
+        clock[0] += 2.0
+        bar.advance()
+    assert bar.seconds_left == 5 * 2
+    clock[0] += 1.0
+    assert bar.seconds_left == 5 * 2 - 1, "it runs down during a step"
+    for _ in range(5):
+        clock[0] += 2.0
+        bar.advance()
+    assert bar.seconds_left == 0
+    assert bar.layout(80)[2] == "50/50 in 0:01:19"
+
+
+def test_lines_of_a_log_tell_the_time_left(capsys, clock):
+    with Progress("pretrain").bar(20) as bar:
+        for _ in range(20):
+            clock[0] += 2.0
+            bar.advance()
+    assert [line["seconds_left"] for line in lines(capsys)] == [2.0 * left for left in (19, 16, 13, 10, 7, 4, 1, 0)]
 
 
 # What is chosen by device
