@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from app.errors import AppError, Interrupted, StorageError
 from app.jobs.run import Run
@@ -27,7 +26,7 @@ def run_shard(run: Run, jobs: list[Job], *, name: str) -> None:
     """
     progress = Progress("shard", run_id=run.run_id, shard=name)
     # Argo shows this file beside the pod; the jobs inside would overwrite it with steps of their own.
-    progress_file = os.environ.pop("ARGO_PROGRESS_FILE", None)
+    os.environ.pop("ARGO_PROGRESS_FILE", None)
     errors: list[AppError] = []
     for done, job in enumerate(jobs, 1):
         try:
@@ -38,7 +37,6 @@ def run_shard(run: Run, jobs: list[Job], *, name: str) -> None:
             errors.append(error)
             progress.say(f"{job['key']} failed: {error}")
         progress.say(f"{job['key']}: {done} of {len(jobs)} jobs", done=done, total=len(jobs))
-        if progress_file:
-            Path(progress_file).write_text(f"{done}/{len(jobs)}\n")
+        progress.write_progress_file(done, len(jobs))
     if errors:
         raise errors[0]

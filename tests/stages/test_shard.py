@@ -245,6 +245,17 @@ def test_a_failed_job_does_not_stop_the_others(store, monkeypatch, tmp_path):
     assert (tmp_path / "progress").read_text() == "4/4\n"
 
 
+@pytest.mark.parametrize("file", ["missing/progress", "", "progress/below"])
+def test_a_progress_file_that_cannot_be_written_does_not_end_a_shard(store, monkeypatch, tmp_path, file):
+    (tmp_path / "progress").touch()
+    run = planned(store, datasets=1, protocols=["finetune"], methods=[], seeds=2)
+    seen = []
+    monkeypatch.setattr(shard, "run_job", lambda _run, args, _overwrite: seen.append(args[-1]))
+    monkeypatch.setenv("ARGO_PROGRESS_FILE", str(tmp_path / file))
+    run_shard(run, read_fan_out(store, "fan", 2).shard(BASELINES, "trained", 0), name="x")
+    assert seen == ["0", "1"]
+
+
 @pytest.mark.parametrize("stop", [Interrupted, StorageError])
 def test_a_signal_or_lost_storage_stops_a_shard(store, monkeypatch, stop):
     run = planned(store, datasets=1, protocols=["finetune"], methods=[], seeds=4)
