@@ -83,6 +83,11 @@ OS_CAUSES: dict[int, tuple[type[AppError], str, str]] = {
     if hasattr(errno, name)  # Linux has them
 }  # fmt: skip
 
+# Those that no mistake of ours looks like: wherever they come from, the machine is to blame.
+MACHINE_ERRORS = OS_CAUSES.keys() - {
+    errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOSYS, errno.EOPNOTSUPP
+}  # fmt: skip
+
 
 def os_error(error: OSError, path: Path, doing: str = "") -> AppError:
     """Translate an error of the system; one that is not known may pass, and counts as storage's.

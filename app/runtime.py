@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 import app
 from app.errors import StorageError, UsageError
+from app.machine import cores
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -70,10 +71,10 @@ def prepare(device: str, threads: int | None, processes: int = 1) -> None:
 
 @functools.cache
 def _cores() -> int:
-    """Threads that torch starts with: kept, because a job before this one in the process may have set fewer."""
+    """Threads that torch starts with, on the cores that it may use: kept, as an earlier job may have set fewer."""
     import torch
 
-    return torch.get_num_threads()
+    return min(torch.get_num_threads(), cores())
 
 
 def precision_on(device: str, wanted: str) -> str:
@@ -123,7 +124,7 @@ def environment(device: str) -> dict[str, Any]:
         "numpy": numpy.__version__,
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "cpu": cpu_model(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
     }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from app.bench.turns import Contender, now
 from app.data import Unlabelled
 from app.errors import UsageError
+from app.machine import cores
 from app.science.networks import to_float
 from app.settings import Config
 
@@ -115,7 +115,7 @@ class Lightly:
             batch_size=self.batch,
             shuffle=True,
             drop_last=True,
-            num_workers=os.cpu_count() or 1,
+            num_workers=cores(),
         )
         resnet = torchvision.models.get_model(network.architecture, weights=None)
         self.backbone = nn.Sequential(*list(resnet.children())[:-1]).to(device)

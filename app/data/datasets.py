@@ -13,6 +13,7 @@ from app.data.catalog import Known, base_of, licence_of, modality_of, parse_task
 from app.data.files import MMAP_ABOVE, Images, NpzReader, cached_images, digest_of, open_npz
 from app.data.subsets import stratified_subset
 from app.errors import InputError, UsageError
+from app.machine import home
 
 SPLITS = ("train", "val", "test")
 
@@ -174,15 +175,18 @@ def default_roots(data_root: Path | None = None) -> list[Path]:
     roots = [data_root] if data_root is not None else []
     if environment := os.environ.get("MEDMNIST_ROOT"):
         roots.append(Path(environment))
-    return [*roots, Path.home() / ".medmnist"]
+    own = home()
+    return [*roots, *([own / ".medmnist"] if own else [])]
 
 
 def read_images(npz: NpzReader, keys: Sequence[str], shape: tuple[int, ...], sha256: str, cache: Path | None) -> Images:
     """Return the arrays ``keys`` joined along the first axis as ``shape``; memory-mapped with ``cache``."""
     if cache is not None:
-        return cached_images(
+        mapped = cached_images(
             cache, f"{sha256}-{'-'.join(keys)}", shape, lambda: (c for key in keys for c in npz.chunks(key))
         )
+        if mapped is not None:
+            return mapped
     arrays = [npz.read(key) for key in keys]
     images: Images = (arrays[0] if len(arrays) == 1 else np.concatenate(arrays)).reshape(shape)
     return images

@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import AppError, InputError, StorageError, os_error
+from app.errors import AppError, InputError, StorageError, UsageError, os_error
 
 Images = NDArray[np.uint8]
 
@@ -185,23 +185,26 @@ def open_npz(path: Path) -> Iterator[NpzReader]:
         yield reader
 
 
-def cached_images(cache: Path, key: str, shape: tuple[int, ...], produce: Callable[[], Iterable[bytes]]) -> Images:
+def cached_images(
+    cache: Path, key: str, shape: tuple[int, ...], produce: Callable[[], Iterable[bytes]]
+) -> Images | None:
     """Return ``cache/<key>.npy`` memory-mapped (read-only uint8 of ``shape``), writing it first if absent.
 
     ``key`` holds the SHA-256 of the source, so a changed source never meets an old cache; a damaged cache
-    file is written anew. ``produce`` yields the C-order bytes.
+    file is written anew. ``produce`` yields the C-order bytes. None if the cache cannot be written, or read: it
+    is to be done without.
     """
     if (images := open_cache(cache, key, shape)) is not None:
         return images
     path = cache / f"{key}.npy"
-    with atomic_write(path) as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for chunk in produce():
-            file.write(chunk)
-    images = open_cache(cache, key, shape)
-    if images is None:
-        raise StorageError(f"{path}: the cache that was just written cannot be read; check the disk")
-    return images
+    try:
+        with atomic_write(path) as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for chunk in produce():
+                file.write(chunk)
+    except (UsageError, StorageError):  # what is wrong with the source will be said when it is read without a cache
+        return None
+    return open_cache(cache, key, shape)
 
 
 def open_cache(cache: Path, key: str, shape: tuple[int, ...]) -> Images | None:
@@ -209,12 +212,8 @@ def open_cache(cache: Path, key: str, shape: tuple[int, ...]) -> Images | None:
     path = cache / f"{key}.npy"
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
+    except (ValueError, EOFError, OSError):  # truncated, foreign or out of reach: rebuilt by the caller
         return None
-    except (ValueError, EOFError):  # truncated or foreign: rebuilt by the caller
-        return None
-    except OSError as error:
-        raise file_error(error, path, "reading") from error
     if images.dtype != np.uint8 or images.shape != shape:
         return None
     return images  # type: ignore[no-any-return]

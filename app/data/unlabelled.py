@@ -139,9 +139,10 @@ def _load_folder(name: str, path: Path, size: int, cache: Path | None) -> Unlabe
                 return _unlabelled(name, path, cached, sha256, size, "all", False)
     gray = all(_is_gray(file, size) for file in files)
     shape = gray_shape if gray else (*gray_shape, 3)
+    images = None
     if cache is not None:
         images = cached_images(cache, key, shape, lambda: (image.tobytes() for image in _decode_all(files, size, gray)))
-    else:
+    if images is None:
         images = np.empty(shape, np.uint8)
         for index, image in enumerate(_decode_all(files, size, gray)):
             images[index] = image

@@ -18,6 +18,7 @@ from app.jobs.checkpoint import (
 from app.jobs.claims import Claim, LostClaim, claimed
 from app.jobs.records import last_generation, publish
 from app.jobs.run import Run, finished
+from app.machine import enough_memory
 from app.runtime import Progress, StopRequest
 
 
@@ -97,6 +98,8 @@ class Job:
         try:
             yield
         except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
+            if isinstance(error, RuntimeError) and not str(error).startswith("Error(s) in loading state_dict"):
+                raise  # a want of memory, a GPU that fails: the checkpoint is not to blame
             what = " ".join(str(error).split())[:120]
             raise InputError(
                 f"{self.run.store.uri}/{self.folder}: its checkpoint does not fit this version of the program "
@@ -184,7 +187,13 @@ def open_job(run: Run, folder: str, science: dict[str, Any], *, progress: Progre
         Interrupted: a live process works on the job, and did not finish within ``runtime.claim_wait_minutes``.
     """
     store, runtime = run.store, run.config.runtime
-    with StopRequest(runtime.grace_seconds, lambda grace: store.patience.hurry(max(0.5, grace - 1.5))) as stop:
+    setting = (
+        "pretrain.batch_size" if "protocol" not in science else f"protocols.{science['protocol']['name']}.batch_size"
+    )
+    with (
+        enough_memory(setting),
+        StopRequest(runtime.grace_seconds, lambda grace: store.patience.hurry(max(0.5, grace - 1.5))) as stop,
+    ):
         job = Job(run, folder, science, progress, stop)
 
         def done() -> bool:

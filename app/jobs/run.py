@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from app.config import default_runtime, difference, parse_config
 from app.data import Dataset, Unlabelled, default_roots, find_file, load_dataset, load_unlabelled, parse_task
 from app.errors import InputError, UsageError
 from app.jobs.records import read_json, read_record
+from app.machine import cache_folder, path_of
 from app.settings import Config
 from app.storage import Store
 
@@ -113,7 +112,7 @@ def load_labelled(run: Run, name: str) -> Dataset:
     path, task = _locate(run, name)
     data = run.config.data
     return load_dataset(
-        name, path=path, size=data.size, task=task, subset=data.subset, seed=SUBSET_SEED, cache=cache_folder()
+        name, path=path, size=data.size, task=task, subset=data.subset, seed=SUBSET_SEED, cache=cache_folder("images")
     )
 
 
@@ -123,13 +122,8 @@ def load_pretraining(run: Run) -> Unlabelled:
     path, _ = _locate(run, data.pretrain)
     return load_unlabelled(
         data.pretrain, path=path, size=data.size, split=data.pretrain_split, subset=data.subset, seed=SUBSET_SEED,
-        cache=cache_folder(),
+        cache=cache_folder("images"),
     )  # fmt: skip
-
-
-def cache_folder() -> Path:
-    """Folder for the memory-mapped copies of large data sets: ``$XDG_CACHE_HOME/byol-med``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "byol-med"
 
 
 def monitor_name(run: Run) -> str | None:
@@ -174,7 +168,7 @@ def search(run: Run, name: str) -> tuple[Path, str | None] | None:
 
 def _roots(run: Run) -> list[Path]:
     root = run.config.data_root
-    return default_roots(Path(root).expanduser() if root else None)
+    return default_roots(path_of(root) if root else None)
 
 
 def parse_source(source: str) -> tuple[Path, str | None]:
@@ -189,10 +183,7 @@ def parse_source(source: str) -> tuple[Path, str | None]:
         task = parse_task(word)
     else:
         uri = source
-    if "://" in uri:
-        parts = urlsplit(uri)
-        if parts.scheme != "file":
-            # the rest may hold credentials, or a signature
-            raise UsageError(f"--data …={parts.scheme}://…: give a path or a file:// URI")
-        uri = unquote(parts.path)
-    return Path(uri).expanduser(), task
+    if "://" in uri and not uri.startswith("file://"):
+        # the rest may hold credentials, or a signature
+        raise UsageError(f"--data …={uri.partition('://')[0]}://…: give a path or a file:// URI")
+    return path_of(uri), task

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from app.data import SIZES, default_roots, known
 from app.data import fetch as download
 from app.errors import UsageError
+from app.machine import path_of
 from app.runtime import Progress
 from app.settings import Config
 from app.stages.fallback import settle_data
@@ -34,7 +34,7 @@ def fetch(
     """
     if size not in SIZES:
         raise UsageError(f"--size {size}: unknown; choose from {', '.join(map(str, SIZES))}")
-    folder = Path(root).expanduser() if root else default_roots()[0]
+    folder = path_of(root) if root else default_roots()[0]
     progress = Progress("fetch")
     for name in names:
         [path] = download([name], root=folder, size=size, mirror=mirror, offline=offline)

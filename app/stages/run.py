@@ -14,6 +14,7 @@ from typing import Any
 
 from app.errors import AppError, Interrupted, UsageError
 from app.jobs.run import Run
+from app.machine import cores
 from app.runtime import SIGNALS, Progress, Stopped, StopRequest, end_with_the_parent, stop_now
 from app.science.distributed import started_by_torchrun
 from app.settings import Config
@@ -52,10 +53,13 @@ def run_study(
     jobs = list_jobs(run)
     waiting = {job["key"]: job for kind in ("pretrain", "downstream") for job in jobs[kind]}
     total, done = len(waiting), 0
+    if workers > 1 and (lacking := _cannot_fork()):
+        progress.say(f"this machine has no semaphores ({lacking}; is there a /dev/shm?): one job at a time")
+        workers = 1
     progress.say(f"{run.run_id}: {len(jobs['pretrain'])} pretrainings, {len(jobs['downstream'])} downstream jobs")
     if workers > 1:
         own = run.config.runtime
-        threads = own.threads or max(1, (os.cpu_count() or 1) // workers)
+        threads = own.threads or max(1, cores() // workers)
         # Several jobs that each took all GPUs would only wait for one another.
         runtime = own.model_copy(update={"threads": threads, "processes": own.processes or 1})
         run = Run(run.store, run.run_id, run.config.model_copy(update={"runtime": runtime}))
@@ -75,6 +79,15 @@ def run_study(
             done += 1
             progress.say(f"{key}: {done} of {total} jobs", done=done, total=total)
     return report.run(store, run.run_id), list(errors.values())
+
+
+def _cannot_fork() -> str | None:
+    """Say what keeps several processes from working together here; None if nothing does."""
+    try:
+        multiprocessing.get_context("spawn").BoundedSemaphore(1)
+    except (OSError, ImportError, NotImplementedError) as error:
+        return " ".join(str(error).split())
+    return None
 
 
 def run_job(run: Run, args: list[str], overwrite: bool) -> None:

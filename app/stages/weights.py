@@ -16,6 +16,7 @@ from app.errors import InputError, StorageError, UsageError
 from app.jobs.checkpoint import parse_weights
 from app.jobs.records import read_record, read_verified
 from app.jobs.run import Run
+from app.machine import path_of
 from app.science.networks import Encoder
 from app.settings import METHODS, Config
 from app.storage import MissingObject, Store, open_store, sha256
@@ -176,7 +177,7 @@ def _read(store: Store, uri: str) -> tuple[State, dict[str, str], str]:
             data = open_store(folder + question + options).read(name)
         state, metadata = parse_weights(data, source=uri)
         return state, metadata, sha256(data)
-    path = Path(uri.removeprefix("file://")).expanduser()
+    path = path_of(uri)
     try:
         data = path.read_bytes()
     except FileNotFoundError:

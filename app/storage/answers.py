@@ -63,7 +63,8 @@ PASSING = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "T
 
 # What a certificate or an address that can never work says; other failures of TLS may pass.
 UNTRUSTED = re.compile(
-    r"CERTIFICATE_VERIFY_FAILED|doesn't match|WRONG_VERSION_NUMBER|HTTP_REQUEST|UNSUPPORTED_PROTOCOL|NO_CERTIFICATE|PEM lib|Errno 2\b"
+    r"CERTIFICATE_VERIFY_FAILED|doesn't match|WRONG_VERSION_NUMBER|HTTP_REQUEST|UNSUPPORTED_PROTOCOL|NO_CERTIFICATE"
+    r"|PEM lib|Errno 2\b"
 )
 
 
@@ -228,7 +229,7 @@ def gives_no_reason(error: Exception) -> bool:
 
 def may_be_damage(error: Refusal) -> bool:
     """Say whether a refusal may come from a request that was damaged on its way to the server."""
-    return error.status == 400 or error.code == "SignatureDoesNotMatch"
+    return error.code == "SignatureDoesNotMatch" or (error.status == 400 and error.code not in PERMANENT)
 
 
 def one_line(error: BaseException) -> str:

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from app.errors import InputError, StorageError, UsageError
+from app.machine import cache_folder
 from app.storage.answers import Conflict, Lost, Refusal, explain, gives_no_reason, is_boto, may_be_damage, one_line
 from app.storage.base import MissingObject, Patience, Versioned, check_key, sha256
 
@@ -160,7 +160,10 @@ class S3Store:
         """Return a local copy, kept in a cache by the object's version."""
         head = self._head(key)
         name = sha256(f"{self.uri}/{key} {head['ETag']} {head['ContentLength']}".encode())[:32]
-        path = _cache() / f"{name}{Path(key).suffix}"
+        folder = cache_folder("objects")
+        if folder is None:
+            raise UsageError("no folder for copies of objects can be written; set XDG_CACHE_HOME to one")
+        path = folder / f"{name}{Path(key).suffix}"
         if not path.is_file():
             data = self.read(key)
             temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
@@ -445,20 +448,6 @@ def _path_style(options: dict[str, str]) -> bool:
     if word.lower() not in ("true", "false"):
         raise UsageError(f"path_style={word}: give true or false (in --store, or as BYOL_S3_PATH_STYLE)")
     return word.lower() == "true"
-
-
-def _cache() -> Path:
-    """Return a folder for copies: the user's cache, or, where that cannot be written, a temporary one."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    for base in (Path(home) if home else Path.home() / ".cache", Path(tempfile.gettempdir())):
-        folder = base / "byol-med" / "objects"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK):
-            return folder
-    raise UsageError("no folder for copies of objects can be written; set XDG_CACHE_HOME to one")
 
 
 def _age(answer: dict[str, Any]) -> float:

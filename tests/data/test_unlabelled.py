@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from app.data import load_unlabelled, write_phantoms
-from app.errors import InputError, StorageError, UsageError
+from app.errors import InputError, UsageError
 
 RNG = np.random.default_rng(11)
 PIXELS = RNG.integers(0, 256, (9, 28, 28), dtype=np.uint8)
@@ -141,8 +141,8 @@ class TestCache:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("os.fsync", full)
-        message = rejected(npz, error=StorageError, cache=tmp_path / "cache", mmap_above=0)
-        assert "the disk is full" in message
+        data = load_unlabelled("chest", path=npz, cache=tmp_path / "cache", mmap_above=0)
+        assert np.array_equal(data.images, PIXELS), "done without"
         assert list((tmp_path / "cache").iterdir()) == []
 
 
