@@ -566,6 +566,14 @@ def _unforeseen(error: Exception) -> int:
     return AppError.exit_code
 
 
+def _expand(word: str) -> str:
+    """Put the home folder in place of ``~``, also in ``--store=~/runs``, which shells and YAML leave as it is."""
+    option, equals, value = word.partition("=")
+    if option.startswith("--") and equals:
+        return f"{option}={os.path.expanduser(value)}"
+    return os.path.expanduser(word)
+
+
 def main() -> NoReturn:
     """Run the command line and exit with the documented code; an expected error is one line on standard error."""
     code = 0
@@ -574,7 +582,7 @@ def main() -> NoReturn:
     previous = {number: signal.signal(number, stop_now) for number in SIGNALS}  # a training loop has its own
     try:
         with enough_memory("pretrain.batch_size, or batch_size of the protocol"):
-            code = app(standalone_mode=False) or 0
+            code = app([_expand(word) for word in sys.argv[1:]], standalone_mode=False) or 0
             sys.stdout.flush()  # here, where a full disk can still be said
     except BrokenPipeError:  # whoever reads what we print has had enough: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

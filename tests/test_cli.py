@@ -295,3 +295,57 @@ def test_the_stages_one_by_one(call, tmp_path, phantoms):
     code, _, err = call(*init, "random", "--threads", "1")
     assert code == 2
     assert "protocol.epochs: 99 -> 5" in err
+
+
+HOME_PATHS = {
+    "store": ["ls", "--store=~/runs"],
+    "apart": ["ls", "--store", "~/runs"],
+    "plan": ["plan", "--store=~/runs", "--data-root=~/phantoms", "--out=~/out"],
+    "preset": ["plan", "--store=~/runs", "--preset=~/own.yaml", "--data-root=~/phantoms"],
+    "own data": ["plan", "--store=~/runs", "--data=scans=~/scans.npz", "--set", "data.pretrain=scans"],
+    "phantoms": ["data", "phantoms", "--data-root=~/phantoms"],
+    "picture": ["views", "--store=~/runs", "--data-root=~/phantoms", "--out=~/views.png"],
+    "mirror": ["data", "fetch", "--dataset=breastmnist", "--mirror=~/phantoms", "--data-root=~/got"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOME_PATHS)
+def test_a_tilde_is_the_home_folder_in_every_option(call, phantoms, tmp_path, monkeypatch, name):
+    """Neither is a folder called ~ made, nor one looked for."""
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("MEDMNIST_ROOT", raising=False)
+    monkeypatch.chdir(work)
+    (home / "phantoms").symlink_to(phantoms)
+    np.savez(home / "scans.npz", images=np.zeros((80, 28, 28), np.uint8), synthetic=True)
+    (home / "own.yaml").write_text("extends: smoke\ndata: {subset: 64, phantoms: never}\n")
+    args = HOME_PATHS[name]
+    options = TINY if args[0] in ("plan", "views") and name != "preset" else []
+    more = ["--data-root", phantoms] if name == "own data" else []
+    code, out, err = call(*args, *options, *more)
+    if name == "mirror":
+        assert (code, f"{home}/phantoms/breastmnist.npz" in err) == (66, True), "a phantom is not MedMNIST's file"
+    else:
+        assert code == 0, err
+    assert "~" not in out
+    assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["ls", "--store=~nobody-here/runs"],
+        ["pretrain", "--run-id=r", "--method=byol", "--data=c=~nobody-here/c.npz"],
+        ["plan", "--preset=smoke", "--set=data.phantoms=never", "--data-root=~nobody-here"],
+        ["downstream", "--run-id=r", "--dataset=breastmnist", "--protocol=finetune", "--init=~nobody-here/w.pt"],
+    ],
+)
+def test_the_home_of_nobody_is_said_to_be_unknown(call, phantoms, tmp_path, monkeypatch, args):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MEDMNIST_ROOT", str(phantoms if "downstream" in args else tmp_path))
+    code, _, err = call(*args)
+    assert (code, len(errors(err))) == (2, 1), err
+    assert "~nobody-here" in err

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from app.errors import UsageError
+from app.machine import path_of
 from app.storage.base import TEMPORARY, MissingObject, Patience, Store, Versioned, check_key, sha256
 from app.storage.folder import FolderStore
 from app.storage.s3 import S3Store
@@ -37,7 +38,7 @@ def open_store(uri: str, *, warn: Callable[[str], None] | None = None) -> Store:
     """
     patience = Patience(warn=warn)
     if "://" not in uri:
-        return FolderStore(Path(uri), patience)
+        return FolderStore(path_of(uri), patience)
     scheme = uri.partition("://")[0]
     if scheme == "s3":
         return S3Store(uri, patience)
