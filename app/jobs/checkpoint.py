@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import safetensors.torch
@@ -207,6 +208,17 @@ def drop_checkpoints(store: Store, folder: str) -> None:
     store.clean(folder)
 
 
+def tensors_of(tree: Mapping[Any, Any], depth: int = 8) -> dict[str, Tensor]:
+    """Return the tensors of nested dicts under dotted names: ``{"state_dict": {"conv1.weight": …}}`` and the like."""
+    found: dict[str, Tensor] = {}
+    for key, value in tree.items():
+        if isinstance(value, Tensor):
+            found[str(key)] = value
+        elif isinstance(value, Mapping) and depth:  # a file can hold a dict that holds itself
+            found |= {f"{key}.{name}": tensor for name, tensor in tensors_of(value, depth - 1).items()}
+    return found
+
+
 def dump_weights(state: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     """Pack a state dict and its metadata as safetensors; equal contents give equal bytes."""
     data = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in state.items()}, metadata)
@@ -229,12 +241,18 @@ def parse_weights(data: bytes, *, source: str) -> tuple[dict[str, Tensor], dict[
         try:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
-            raise InputError(
-                f"{source}: not a readable state dict ({_first_line(error)}); give another file"
-            ) from error
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            what = _first_line(error)
+            if "weights_only" in str(error) or "WeightsUnpickler" in str(error):
+                what = re.sub(r".*(Unsupported [^.\n]*|GLOBAL [\w.]+).*", r"\1", str(error), flags=re.S)[:200]
+                raise InputError(
+                    f"{source}: not a readable state dict, but one with other objects, which are never loaded ({what});"
+                    " save model.state_dict() alone and give that file"
+                ) from error
+            raise InputError(f"{source}: not a readable state dict ({what}); give another file") from error
+        tensors = tensors_of(state) if isinstance(state, dict) else {}
+        if not tensors:
             raise InputError(f"{source}: holds no plain state dict; save model.state_dict() and give that file")
-        return dict(state), {}
+        return tensors, {}
     try:
         header = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + header]).get("__metadata__", {})

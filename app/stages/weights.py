@@ -17,6 +17,8 @@ from app.jobs.checkpoint import parse_weights
 from app.jobs.records import read_record, read_verified
 from app.jobs.run import Run
 from app.machine import path_of
+from app.runtime import Progress
+from app.science.foreign import find_resnet
 from app.science.networks import Encoder
 from app.settings import METHODS, Config
 from app.storage import MissingObject, Store, open_store, sha256
@@ -93,14 +95,15 @@ def initial_weights(run: Run, init: str) -> Weights:
         return _imagenet(run)
     if match := PRETRAINED.fullmatch(init):
         return _pretrained(run, init, *match.groups())
-    state, metadata, digest = _read(run.store, init)
     network = run.config.network
+    state, metadata, digest = _read(run.store, init)
     for what, ours in (("architecture", network.architecture), ("stem", network.stem)):
         if metadata.get(what, ours) != ours:
             raise InputError(
                 f"{init}: was trained with {what} {metadata[what]}, the run has {ours}; "
                 f"use --set network.{what}={metadata[what]}"
             )
+    state = _resnet(run, state, init)
     return Weights(f"ckpt-{digest[:12]}", {"name": "checkpoint", "sha256": digest}, init, lambda: state)
 
 
@@ -113,11 +116,21 @@ def _imagenet(run: Run) -> Weights:
         )
     if (file := run.config.imagenet_weights) is not None:
         state, _, digest = _read(run.store, file)
+        state = _resnet(run, state, file)
         return Weights("imagenet", {"name": "imagenet", "sha256": digest[:8]}, file, lambda: state)
     url: str = next(iter(torchvision.models.get_model_weights(network.architecture))).url
     # The published file's name ends in the first 8 digits of its SHA-256.
     digest = Path(url).stem.rsplit("-", 1)[-1]
     return Weights("imagenet", {"name": "imagenet", "sha256": digest}, url, cache(lambda: _download(url, digest)))
+
+
+def _resnet(run: Run, state: State, source: str) -> State:
+    """Find the run's ResNet in what a file holds, and say how, where it is not plain."""
+    network = run.config.network
+    found, note = find_resnet(state, network.architecture, network.stem, source=source)
+    if note is not None:
+        Progress("weights", run_id=run.run_id).say(f"{source}: {note}")
+    return found
 
 
 def _download(url: str, digest: str) -> State:
