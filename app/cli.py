@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast, get_args
 
 import typer
 
@@ -95,8 +95,10 @@ def plan(
         for name, names in (("datasets", datasets), ("methods", methods), ("seeds", seeds))
         if names
     ]
-    config = _config(preset, [*(overrides or []), *chosen], sources, data_root, weights)
-    run = make_plan(_store(store), config, run_id or None, overwrite=overwrite)
+    opened, run_id = _store(store), run_id or None
+    base = _planned(opened, run_id, overwrite)
+    config = _config(preset, [*(overrides or []), *chosen], sources, data_root, weights, base=base)
+    run = make_plan(opened, config, run_id, overwrite=overwrite)
     if workflow:
         announce(run.store, workflow, run.run_id)
     if out is not None:
@@ -240,8 +242,9 @@ def run(
     """Run a whole study on this machine: plan, pretrain, downstream, report."""
     from app.stages.run import run_study
 
-    config = _config(preset, overrides, sources, data_root, weights, device, threads)
     opened = _store(store)
+    base = _planned(opened, run_id, overwrite)
+    config = _config(preset, overrides, sources, data_root, weights, device, threads, base=base)
     opened.patience.seconds = 60 * config.runtime.patience_minutes
     summary, errors = run_study(opened, config, run_id, workers=workers, overwrite=overwrite)
     _show(summary)
@@ -300,7 +303,7 @@ def views(
 
     name = _method(method)
     opened = _store(store)
-    config = settle_data(opened, _config(preset, _pretraining_source(overrides, sources), sources, data_root))
+    config = settle_data(opened, _config(preset, _pretraining_source(preset, overrides, sources), sources, data_root))
     print(draw_views(Run(opened, "", config), method=name, seed=seed, out=out))
 
 
@@ -472,12 +475,16 @@ def _config(
     weights: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    *,
+    base: dict[str, Any] | None = None,
 ) -> Config:
+    """Build what a command asks for: from ``base``, the settings of its run, unless it names a preset."""
     from app.config import load_config
 
     return load_config(
         preset or "recommended",
         _lines(overrides),
+        base=None if preset else base,
         sources=sources or [],
         data_root=data_root,
         imagenet_weights=weights or None,
@@ -510,21 +517,12 @@ def _open(
     threads: int | None,
 ) -> Run:
     """Open a run for one job: with its planned settings if it has a plan, else with a preset's."""
-    from app.config import load_config
-    from app.jobs.run import open_run, planned_settings
+    from app.jobs.run import open_run
 
     opened = _store(store)
-    planned = planned_settings(opened, run_id)
-    config = load_config(
-        preset or "recommended",
-        _lines(overrides if planned else _pretraining_source(overrides, sources)),
-        base=None if preset else planned,
-        sources=sources or [],
-        data_root=data_root,
-        imagenet_weights=weights,
-        device=device,
-        threads=threads,
-    )
+    planned = _planned(opened, run_id)
+    own = overrides if planned else _pretraining_source(preset, overrides, sources)
+    config = _config(preset, own, sources, data_root, weights, device, threads, base=planned)
     opened.patience.seconds = 60 * config.runtime.patience_minutes
     return open_run(opened, run_id, config)
 
@@ -537,12 +535,27 @@ def _method(name: str) -> Method:
     return name
 
 
-def _pretraining_source(overrides: list[str] | None, sources: list[str] | None) -> list[str]:
-    """With a single own source and no word about ``data.pretrain``, that source is what to pretrain on."""
-    overrides = list(overrides or [])
-    if sources and len(sources) == 1 and not any(override.startswith("data.pretrain=") for override in overrides):
-        overrides.append(f"data.pretrain={sources[0].split('=')[0]}")
-    return overrides
+def _planned(store: Store, run_id: str | None, overwrite: bool = False) -> dict[str, Any] | None:
+    """Return the settings of a run's plan, None if it has none; a damaged plan may be overwritten."""
+    from app.jobs.run import planned_settings
+
+    try:
+        return planned_settings(store, run_id) if run_id else None
+    except InputError:
+        if not overwrite:
+            raise
+        return None
+
+
+def _pretraining_source(preset: str | None, overrides: list[str] | None, sources: list[str] | None) -> list[str]:
+    """Say what to pretrain on: with a single own source, and no word of ``data.pretrain``, on that."""
+    lines = _lines(overrides)
+    if sources is None or len(sources) != 1 or any(line.startswith("data.pretrain=") for line in lines):
+        return lines
+    chosen = _config(preset, None, None, None)
+    if chosen.data.pretrain in chosen.sources:  # the preset's own word
+        return lines
+    return [*lines, f"data.pretrain={sources[0].split('=')[0]}"]
 
 
 def _show(summary: ReportSummary) -> None:

@@ -15,6 +15,7 @@ Stem = Literal["stock", "middle", "cifar"]
 OptimizerName = Literal["adam", "adamw", "sgd", "lars"]
 Baseline = Literal["random", "imagenet"]
 ProtocolName = Literal["finetune", "linear_probe", "few_shot", "few_shot_frozen"]
+DataName = Annotated[str, Field(pattern="^[a-z0-9_]+$")]  # part of keys in the store, and of --data NAME=URI
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -41,7 +42,7 @@ class Study(Section):
 
     methods: tuple[Method, ...]
     baselines: tuple[Baseline, ...]
-    datasets: tuple[str, ...]
+    datasets: tuple[DataName, ...]
     protocols: tuple[ProtocolName, ...]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
@@ -57,11 +58,11 @@ class Study(Section):
 class Data(Section):
     """Which images, and how many of them."""
 
-    pretrain: str
+    pretrain: DataName
     pretrain_split: Literal["all", "train"]
     size: Literal[28, 64, 128, 224]
     subset: Count | None
-    monitor: str | None
+    monitor: DataName | None
     phantoms: Literal["never", "if_missing", "always"]
 
 
@@ -219,7 +220,7 @@ class Config(Section):
     views_plus: ViewsPlus
     protocols: Recipes
     runtime: Runtime
-    sources: dict[str, str]
+    sources: dict[DataName, str]
     data_root: str | None
     imagenet_weights: str | None
 

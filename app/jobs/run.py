@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from app.machine import cache_folder, path_of
 from app.settings import Config
 from app.storage import Store
 
+LONGEST_RUN_ID = 63  # as of a Kubernetes label
 SUBSET_SEED = 0  # subsets are part of the data: the same images for every seed of a study
 
 
@@ -58,6 +60,21 @@ def planned_settings(store: Store, run_id: str) -> dict[str, Any] | None:
     return settings | {"runtime": default_runtime() | settings["runtime"]}
 
 
+def check_run_id(name: str) -> str:
+    """Return the name of a run that is about to be made, if a key in the store and a Kubernetes name can hold it.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    part = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+    if not re.fullmatch(rf"{part}(\.{part})*", name) or len(name) > LONGEST_RUN_ID:
+        raise UsageError(
+            f"--run-id {name!r}: cannot be a run's name; use a-z, 0-9, '-' and '.' (these two only in between), "
+            f"{LONGEST_RUN_ID} characters at most"
+        )
+    return name
+
+
 def open_run(store: Store, run_id: str, asked: Config) -> Run:
     """Open a run for one of its jobs.
 
@@ -67,20 +84,38 @@ def open_run(store: Store, run_id: str, asked: Config) -> Run:
         asked: the configuration that the command line describes.
 
     Raises:
-        UsageError: the run was planned, as another experiment.
+        UsageError: the run was planned, as another experiment, or is a new one whose name cannot be a run's.
+    """
+    return Run(store, run_id, agreed(store, run_id, asked))
+
+
+def agreed(store: Store, run_id: str, asked: Config) -> Config:
+    """Return the configuration that a command asks for, completed by the run's plan if there is one.
+
+    What the plan has decided (``data.phantoms``) stands, and where its data lie need not be said again.
+
+    Raises:
+        UsageError: the run was planned, as another experiment, or is a new one whose name cannot be a run's.
     """
     settings = planned_settings(store, run_id)
     if settings is None:
-        return Run(store, run_id, asked)
+        check_run_id(run_id)
+        return asked
     planned = parse_config(settings, where=f"{store.uri}/runs/{run_id}/experiment.json")
     if asked.data.phantoms == "if_missing":  # the plan has decided
         asked = asked.model_copy(update={"data": asked.data.model_copy(update={"phantoms": planned.data.phantoms})})
     if changes := difference(planned.science(), asked.science()):
         raise UsageError(
             f"--run-id {run_id}: was planned with other settings ({'; '.join(changes[:3])}); "
-            "leave --preset and --set out, or choose another --run-id"
+            "leave --preset and --set out, choose another --run-id, or `plan --overwrite`"
         )
-    return Run(store, run_id, asked)
+    return asked.model_copy(
+        update={
+            "sources": planned.sources | asked.sources,
+            "data_root": asked.data_root or planned.data_root,
+            "imagenet_weights": asked.imagenet_weights or planned.imagenet_weights,
+        }
+    )
 
 
 def finished(store: Store, folder: str, science: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:

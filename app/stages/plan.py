@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,16 @@ from app.config import difference, identity
 from app.data import Dataset, Unlabelled, few_shot_draw
 from app.errors import InputError, UsageError
 from app.jobs.records import read_json, write_json
-from app.jobs.run import Run, load_labelled, load_pretraining, monitor_name, now
+from app.jobs.run import (
+    LONGEST_RUN_ID,
+    Run,
+    agreed,
+    check_run_id,
+    load_labelled,
+    load_pretraining,
+    monitor_name,
+    now,
+)
 from app.settings import Config
 from app.stages.fallback import settle_data
 from app.storage import Store
@@ -40,6 +51,8 @@ def plan(store: Store, config: Config, run_id: str | None = None, *, overwrite: 
         InputError: data are missing or damaged, real and synthetic mixed.
         UsageError: k is larger than a class, or the name is taken by another experiment.
     """
+    if run_id and not overwrite:
+        config = agreed(store, run_id, config)  # before anything is downloaded
     config = settle_data(store, config)
     draft = Run(store, "", config)
     labelled = [load_labelled(draft, name) for name in config.study.datasets]
@@ -55,7 +68,7 @@ def plan(store: Store, config: Config, run_id: str | None = None, *, overwrite: 
         "config": config.science(),
         "data": {name: entry["sha256"] for name, entry in described.items()},
     }
-    run = Run(store, run_id or f"{config.preset}-{identity(science)[:8]}", config)
+    run = Run(store, check_run_id(run_id or default_run_id(config.preset, science)), config)
     key = f"{run.folder}/experiment.json"
     if store.exists(key) and not overwrite:
         planned = read_json(store, key).get("science")
@@ -87,6 +100,12 @@ def plan(store: Store, config: Config, run_id: str | None = None, *, overwrite: 
     }
     write_json(store, key, experiment)
     return run
+
+
+def default_run_id(preset: str, science: Mapping[str, Any]) -> str:
+    """Name a run by its preset and 8 hex digits of its science; what a name cannot have becomes a hyphen."""
+    stem = re.sub("[^a-z0-9]+", "-", preset.lower()).strip("-")[: LONGEST_RUN_ID - 9].strip("-") or "run"
+    return f"{stem}-{identity(science)[:8]}"
 
 
 def list_jobs(run: Run) -> dict[str, Any]:

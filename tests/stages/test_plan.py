@@ -1,0 +1,182 @@
+"""Planning: what a run is called, what it takes from a plan that is there, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app import cli
+from app.data import write_phantoms
+from app.errors import UsageError
+from app.jobs.run import check_run_id
+from app.stages import fallback
+from app.stages.plan import default_run_id
+
+Call = Callable[..., tuple[int, str, str]]
+SMALL = ["--set", "data.subset=64", "--set", "data.phantoms=never", "--set", "study.datasets=[breastmnist]"]
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(root)
+    return root
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("MEDMNIST_ROOT", raising=False)
+
+    def run(*args: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["app", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        errors = [line for line in captured.err.splitlines() if not line.startswith("{")]
+        return int(stop.value.code or 0), captured.out, "\n".join(errors)
+
+    return run
+
+
+def experiment(run_id: str, store: str = "runs") -> dict:
+    return json.loads(Path(store, "runs", run_id, "experiment.json").read_text())
+
+
+# --- names ------------------------------------------------------------------------------------------
+
+NAMES = [
+    "a/b",
+    "a\\b",
+    "../a",
+    ".",
+    "a b",
+    "A",
+    "ä",
+    "a_b",
+    "-a",
+    "a-",
+    "a.",
+    "a..b",
+    "a\n",
+    "a\0",
+    "x" * 64,
+    "a:b",
+    "%41",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_a_key_or_kubernetes_cannot_have_is_refused_when_it_is_made(call, phantoms, name):
+    with pytest.raises(UsageError, match="cannot be a run's name"):
+        check_run_id(name)
+    own = ["--data", f"scans={phantoms}/chestmnist.npz"]
+    for command in (
+        ["plan", "--preset", "smoke", "--data-root", phantoms, *SMALL],
+        ["run", "--preset", "smoke", "--data-root", phantoms, *SMALL],
+        ["pretrain", "--method", "byol", *own],
+        ["downstream", "--dataset", "d", "--protocol", "finetune", "--init", "random", *own],
+    ):
+        code, out, err = call(*command, f"--run-id={name}", "--store", "runs")
+        assert (code, out, len(err.splitlines())) == (2, "", 1), err
+        assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("preset", ["smoke", "My study (2)", "ÄÖ", "x" * 99, "a_b-", "-"])
+def test_a_default_name_is_one_that_can_be_made(preset):
+    name = default_run_id(preset, {"a": 1})
+    assert check_run_id(name) == name
+    assert name != default_run_id(preset, {"a": 2})
+
+
+@pytest.mark.parametrize("name", ["a/b", "../b", "A", "a-b", "", "ä"])
+def test_a_data_set_whose_name_cannot_be_part_of_a_key_is_refused(call, phantoms, tmp_path, name):
+    """Given by ``--set``, or by a preset, which says where it is."""
+    own = tmp_path / "own.yaml"
+    own.write_text(f"extends: smoke\ndata: {{phantoms: never}}\nsources: {{{name!r}: {phantoms}/breastmnist.npz}}\n")
+    for option in (f"--set=study.datasets=[{name!r}]", f"--set=data.pretrain={name!r}", f"--preset={own}"):
+        code, _, err = call("plan", "--store", "runs", "--data-root", phantoms, *SMALL, option)
+        assert (code, len(err.splitlines())) == (2, 1), err
+        assert "should match pattern" in err
+
+
+# --- a plan that is there ---------------------------------------------------------------------------
+
+
+def test_a_planned_run_is_planned_again_from_its_own_settings(call, phantoms, tmp_path):
+    """Preset, settings, sources and folders are the run's: only its name has to be said."""
+    np.savez(tmp_path / "scans.npz", images=np.load(phantoms / "chestmnist.npz")["train_images"], synthetic=True)
+    settings = ["--preset", "smoke", *SMALL, "--set", "data.pretrain=scans", "--set", "pretrain.epochs=3"]
+    places = ["--data", f"scans={tmp_path}/scans.npz", "--data-root", phantoms]
+    assert call("plan", "--store", "runs", "--run-id", "r", *settings, *places)[:2] == (0, "r\n")
+    first = experiment("r")
+    assert call("plan", "--store", "runs", "--run-id", "r")[:2] == (0, "r\n")
+    assert call("plan", "--store", "runs", "--run-id", "r", *settings)[:2] == (0, "r\n"), "the plan knows the places"
+    assert experiment("r") == first
+    assert call("plan", "--store", "runs", "--run-id", "r", "--overwrite")[:2] == (0, "r\n")
+    again = experiment("r")
+    assert {**again, "created": ""} == {**first, "created": ""}
+    assert call("plan", "--store", "runs", "--run-id", "r", "--overwrite", "--preset", "smoke", *SMALL, *places)[0] == 0
+    assert experiment("r")["config"]["pretrain"]["epochs"] == 2, "another preset, since it was named"
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_name_that_is_taken_is_refused_before_anything_is_fetched(call, phantoms, monkeypatch, command):
+    call("plan", "--store", "runs", "--run-id", "r", "--preset", "smoke", *SMALL, "--data-root", phantoms)
+    before = experiment("r")
+    monkeypatch.setattr(fallback, "fetch", lambda *_, **__: pytest.fail("it downloads"))
+    monkeypatch.setattr(fallback, "write_phantoms", lambda *_, **__: pytest.fail("it draws"))
+    others = (
+        ["--preset", "demo"],
+        ["--set", "pretrain.epochs=9"],
+        ["--preset", "smoke", "--set", "data.phantoms=always"],
+    )
+    for other in others:
+        code, out, err = call(command, "--store", "runs", "--run-id", "r", *other)
+        assert (code, out) == (2, ""), err
+        assert "--run-id r: was planned with other settings" in err
+    assert experiment("r") == before
+
+
+def test_a_damaged_plan_can_be_overwritten(call, phantoms):
+    options = ["plan", "--store", "runs", "--run-id", "r", "--data-root", phantoms, "--preset", "smoke", *SMALL]
+    assert call(*options)[0] == 0
+    whole = experiment("r")
+    for damage in ("", "[]", '{"version": 1}', "{"):
+        Path("runs/runs/r/experiment.json").write_text(damage)
+        assert call(*options)[0] == 66
+        assert call(*options, "--overwrite")[0] == 0
+        assert experiment("r")["science"] == whole["science"]
+
+
+# --- what to pretrain on ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], "derma"),
+        (["pretrain.epochs=1"], "derma"),
+        (["data.pretrain=chestmnist"], "chestmnist"),
+        (["pretrain.epochs=1\ndata.pretrain=chestmnist\n"], "chestmnist"),
+        (["\n  data.pretrain=chestmnist", "pretrain.epochs=1"], "chestmnist"),
+        (["data.pretrain_split=train"], "derma"),
+    ],
+)
+def test_one_own_source_is_pretrained_on_unless_anything_else_is_said(overrides, expected):
+    lines = cli._pretraining_source("smoke", overrides, ["derma=d.npz"])
+    assert cli._config("smoke", lines, ["derma=d.npz"], None).data.pretrain == expected
+    assert cli._config("smoke", lines, ["derma=d.npz"], None).sources == {"derma": "d.npz"}
+
+
+def test_a_presets_own_source_is_pretrained_on(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: smoke\ndata: {pretrain: chest}\nsources: {chest: c.npz}\n")
+    lines = cli._pretraining_source(str(own), None, ["derma=d.npz"])
+    assert cli._config(str(own), lines, ["derma=d.npz"], None).data.pretrain == "chest"
