@@ -122,12 +122,13 @@ def pretrain(
     overwrite: Overwrite = False,
 ) -> None:
     """Pretrain an encoder on unlabelled images; prints where it is."""
+    from app.jobs import keys
     from app.stages import pretrain as stage
 
     name = _method(method)
     run = _open(store, run_id, preset, overrides, sources, data_root, weights, device, threads)
     if (record := stage.run(run, method=name, seed=seed, overwrite=overwrite)) is not None:
-        print(f"{run.store.uri}/{run.pretrain_folder(record['key'])}/encoder.safetensors")
+        print(f"{run.store.uri}/{keys.pretraining(run_id, record['key'])}/{keys.ENCODER}")
 
 
 @app.command(

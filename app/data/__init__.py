@@ -1,6 +1,6 @@
 """Data as numpy arrays: MedMNIST files, own data, unlabelled images, downloads, phantoms, seeded subsets."""
 
-from app.data.catalog import SIZES, TASKS, Known, catalog, known, parse_task
+from app.data.catalog import SIZES, TASKS, Known, catalog, file_names, known, parse_task
 from app.data.datasets import SPLITS, Dataset, Split, default_roots, find_file, load_dataset, take_subset
 from app.data.download import Progress, fetch, file_name
 from app.data.phantoms import PHANTOM_COUNTS, draw_phantoms, is_phantom, write_phantoms
@@ -24,6 +24,7 @@ __all__ = [
     "fetch",
     "few_shot_draw",
     "file_name",
+    "file_names",
     "find_file",
     "is_phantom",
     "known",

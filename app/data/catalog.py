@@ -67,6 +67,12 @@ def _info() -> dict[str, dict[str, Any]]:
     raise ImportError("medmnist/info.py holds no INFO table; install the locked medmnist version")
 
 
+def file_names(name: str, size: int) -> tuple[str, ...]:
+    """Names that the file of a data set may have: MedMNIST's own first, the one that says the size in any case last."""
+    explicit = f"{name}_{size}.npz"
+    return (f"{name}.npz", explicit) if size == 28 else (explicit,)
+
+
 @functools.cache
 def catalog() -> Mapping[str, Known]:
     """Return the twelve 2D MedMNIST sets by flag (``pathmnist`` … ``organsmnist``)."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.catalog import Known, base_of, licence_of, modality_of, parse_task, title_of
+from app.data.catalog import Known, base_of, file_names, licence_of, modality_of, parse_task, title_of
 from app.data.files import MMAP_ABOVE, Images, NpzReader, cached_images, digest_of, open_npz
 from app.data.subsets import stratified_subset
 from app.errors import InputError, UsageError
@@ -166,8 +166,7 @@ def take_subset(dataset: Dataset, n: int, *, seed: int = 0) -> Dataset:
 
 def find_file(name: str, size: int, roots: Sequence[Path]) -> Path | None:
     """Return the first ``<name>_<size>.npz`` (or ``<name>.npz`` for size 28) in ``roots``, in their order."""
-    names = [f"{name}.npz", f"{name}_{size}.npz"] if size == 28 else [f"{name}_{size}.npz"]
-    return next((root / file for root in roots for file in names if (root / file).is_file()), None)
+    return next((root / file for root in roots for file in file_names(name, size) if (root / file).is_file()), None)
 
 
 def default_roots(data_root: Path | None = None) -> list[Path]:

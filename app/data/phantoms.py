@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.catalog import SIZES
+from app.data.catalog import SIZES, file_names
 from app.data.files import Images, atomic_write, open_npz
 from app.errors import InputError, UsageError
 
@@ -64,7 +64,7 @@ def write_phantoms(
         raise UsageError(f"there is no phantom of '{unknown[0]}'; choose from {', '.join(PHANTOM_COUNTS)}")
     paths = []
     for name, sizes in wanted.items():
-        path = Path(root) / (f"{name}.npz" if size == 28 else f"{name}_{size}.npz")
+        path = Path(root) / file_names(name, size)[0]
         if path.exists() and not is_phantom(path):
             raise UsageError(f"{path}: is not a phantom and will not be overwritten; choose another folder")
         arrays = draw_phantoms(name, sizes, seed=seed, size=size)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from app.errors import InputError, StorageError
+from app.jobs import keys
 from app.jobs.claims import LostClaim
 from app.jobs.records import pointer, read_latest, read_verified, to_json
 from app.storage import Store
@@ -52,7 +53,7 @@ def pack(state: dict[str, Any]) -> memoryview:
 
 
 def _publish_packed(store: Store, folder: str, step: int, data: memoryview, *, keep: int, generation: int) -> None:
-    name = f"checkpoints/{step:08d}-{secrets.token_hex(4)}.pt"
+    name = keys.checkpoint(step, secrets.token_hex(4))
     store.write(f"{folder}/{name}", data)
     entry = {"step": step} | pointer(name, data)
 
@@ -76,7 +77,7 @@ def fence_checkpoints(store: Store, folder: str, generation: int) -> None:
     Raises:
         LostClaim: a later owner has done so.
     """
-    if store.exists(f"{folder}/latest.json"):
+    if store.exists(keys.latest(folder)):
         _move_pointer(store, folder, generation, lambda before: before)
 
 
@@ -87,7 +88,7 @@ def _move_pointer(
     change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Replace ``latest.json`` by a compare-and-swap; return its entries before and after."""
-    key = f"{folder}/latest.json"
+    key = keys.latest(folder)
     while True:
         before, version, theirs = read_latest(store, folder)
         if theirs > generation:
@@ -192,7 +193,7 @@ def load_checkpoint(store: Store, folder: str, *, warn: Callable[[str], None]) -
         warn(f"{store.uri}/{folder}/{entry['key']}: holds no checkpoint; trying the checkpoint before it")
     if kept:
         raise InputError(
-            f"{store.uri}/{folder}/latest.json: every checkpoint it names is damaged; --overwrite starts afresh"
+            f"{store.uri}/{keys.latest(folder)}: every checkpoint it names is damaged; --overwrite starts afresh"
         )
     return None
 
@@ -202,8 +203,8 @@ def drop_checkpoints(store: Store, folder: str) -> None:
 
     The pointer goes first, so that nobody is sent to a missing file.
     """
-    store.delete(f"{folder}/latest.json")
-    for key in list(store.list(f"{folder}/checkpoints")):
+    store.delete(keys.latest(folder))
+    for key in list(store.list(keys.checkpoints(folder))):
         store.delete(key)
     store.clean(folder)
 

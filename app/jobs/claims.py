@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import AppError, InputError, Interrupted
+from app.jobs import keys
 from app.storage import MissingObject, Store, Versioned
 
-NAME = "claim.json"
 BEATS_PER_EXPIRY = 3
 
 
@@ -36,7 +36,7 @@ class Claim:
     """
 
     def __init__(self, store: Store, folder: str, generation: int, seconds: float) -> None:
-        self._store, self._key, self._seconds = store, f"{folder}/{NAME}", seconds
+        self._store, self._key, self._seconds = store, keys.claim(folder), seconds
         self.generation = generation
         self._owner = _this_process() | {"nonce": secrets.token_hex(8)}
         self._beats = 0
@@ -194,7 +194,7 @@ def live_owner(store: Store, folder: str) -> str | None:
 
 
 def _read(store: Store, folder: str, *, exact_age: bool) -> tuple[Versioned, dict[str, Any]] | None:
-    key = f"{folder}/{NAME}"
+    key = keys.claim(folder)
     try:
         found = store.read_version(key, exact_age=exact_age)
     except MissingObject:

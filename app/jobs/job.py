@@ -9,6 +9,7 @@ from typing import Any
 
 from app.config import difference, identity
 from app.errors import InputError, Interrupted, StorageError, UsageError
+from app.jobs import keys
 from app.jobs.checkpoint import (
     CheckpointWriter,
     drop_checkpoints,
@@ -43,7 +44,7 @@ class Job:
         store = self.run.store
         self._claim = claim
         if overwrite:
-            store.delete(f"{self.folder}/record.json")
+            store.delete(keys.record(self.folder))
             drop_checkpoints(store, self.folder)
         else:
             fence_checkpoints(store, self.folder, claim.generation)
@@ -202,7 +203,7 @@ def open_job(run: Run, folder: str, science: dict[str, Any], *, progress: Progre
 
         if done():  # the common case, without a look at the claim
             progress.say("already done")
-            if next(iter(store.list(f"{folder}/checkpoints")), None) is not None:
+            if next(iter(store.list(keys.checkpoints(folder))), None) is not None:
                 drop_checkpoints(store, folder)  # the owner died between its record and this
             yield job
             return

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from app.errors import InputError
+from app.jobs import keys
 from app.jobs.claims import LostClaim
 from app.storage import MissingObject, Store, sha256
 
@@ -47,8 +48,8 @@ def publish(
         store.write(f"{folder}/{name}", data)
     record = record | {"files": {name: {"size": len(d), "sha256": sha256(d)} for name, d in files.items()}}
     confirm()
-    if store.create(f"{folder}/record.json", to_json(record)) is None:
-        raise LostClaim(f"{store.uri}/{folder}/record.json: another process has published the result meanwhile")
+    if store.create(keys.record(folder), to_json(record)) is None:
+        raise LostClaim(f"{store.uri}/{keys.record(folder)}: another process has published the result meanwhile")
     return record
 
 
@@ -89,7 +90,7 @@ def read_record(store: Store, folder: str) -> dict[str, Any]:
         MissingObject: the job is not done.
         InputError: it is no record.
     """
-    key = f"{folder}/record.json"
+    key = keys.record(folder)
     record = read_json(store, key)
     files = record.get("files")
     if (
@@ -130,7 +131,7 @@ def last_step(store: Store, folder: str) -> int | None:
 
 def read_latest(store: Store, folder: str) -> tuple[list[dict[str, Any]], str | None, int]:
     """Read ``latest.json``: its entries, newest first, its version (None if there is none), its generation."""
-    key = f"{folder}/latest.json"
+    key = keys.latest(folder)
     try:
         found = store.read_version(key)
     except MissingObject:

@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from app.config import default_runtime, difference, parse_config
-from app.data import Dataset, Unlabelled, default_roots, find_file, load_dataset, load_unlabelled, parse_task
+from app.data import (
+    Dataset,
+    Unlabelled,
+    default_roots,
+    file_names,
+    find_file,
+    load_dataset,
+    load_unlabelled,
+    parse_task,
+)
 from app.errors import InputError, UsageError
+from app.jobs import keys
 from app.jobs.records import read_json, read_record
 from app.machine import cache_folder, path_of
 from app.settings import Config
@@ -34,23 +44,10 @@ class Run:
     run_id: str
     config: Config
 
-    @property
-    def folder(self) -> str:
-        """Key prefix of everything the run writes."""
-        return f"runs/{self.run_id}"
-
-    def pretrain_folder(self, key: str) -> str:
-        """Key prefix of a pretraining job such as ``byol-s0``."""
-        return f"{self.folder}/pretrain/{key}"
-
-    def downstream_folder(self, key: str) -> str:
-        """Key prefix of a downstream job such as ``pneumoniamnist/byol-s0/finetune/s0``."""
-        return f"{self.folder}/downstream/{key}"
-
 
 def planned_settings(store: Store, run_id: str) -> dict[str, Any] | None:
     """Return the configuration, as plain values, that a run was planned with; None if it was not planned."""
-    key = f"runs/{run_id}/experiment.json"
+    key = keys.experiment(run_id)
     if not store.exists(key):
         return None
     settings = read_json(store, key).get("config")
@@ -101,7 +98,7 @@ def agreed(store: Store, run_id: str, asked: Config) -> Config:
     if settings is None:
         check_run_id(run_id)
         return asked
-    planned = parse_config(settings, where=f"{store.uri}/runs/{run_id}/experiment.json")
+    planned = parse_config(settings, where=f"{store.uri}/{keys.experiment(run_id)}")
     if asked.data.phantoms == "if_missing":  # the plan has decided
         asked = asked.model_copy(update={"data": asked.data.model_copy(update={"phantoms": planned.data.phantoms})})
     if changes := difference(planned.science(), asked.science()):
@@ -124,7 +121,7 @@ def finished(store: Store, folder: str, science: dict[str, Any], *, overwrite: b
     Raises:
         UsageError: the record is of another experiment; the message shows the difference.
     """
-    key = f"{folder}/record.json"
+    key = keys.record(folder)
     if overwrite or not store.exists(key):
         return None
     record = read_record(store, folder)
@@ -173,11 +170,9 @@ def monitor_name(run: Run) -> str | None:
 def _locate(run: Run, name: str) -> tuple[Path, str | None]:
     found = search(run, name)
     if found is None:
-        size = run.config.data.size
-        file = f"{name}.npz" if size == 28 else f"{name}_{size}.npz"
         places = ", ".join(str(root) for root in _roots(run))
         raise InputError(
-            f"{name}: no file {file} in {places} or the store's data/; "
+            f"{name}: no file {file_names(name, run.config.data.size)[0]} in {places} or the store's data/; "
             f"run `python -m app data fetch --dataset {name}`, or give --data {name}=FILE"
         )
     return found
@@ -193,10 +188,10 @@ def search(run: Run, name: str) -> tuple[Path, str | None] | None:
         return parse_source(run.config.sources[name])
     size = run.config.data.size
     if run.config.data.phantoms == "always":
-        key = f"phantoms/{name}_{size}.npz"
+        key = keys.phantom(name, size)
         return (run.store.local(key), None) if run.store.exists(key) else None
     path = find_file(name, size, _roots(run))
-    if path is None and run.store.exists(key := f"data/{name}_{size}.npz"):
+    if path is None and run.store.exists(key := keys.dataset(name, size)):
         path = run.store.local(key)
     return None if path is None else (path, None)
 

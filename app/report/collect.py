@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from app.errors import InputError
+from app.jobs import keys
 from app.storage import MissingObject, Store
 
 Scores = NDArray[np.float64]
@@ -216,11 +216,6 @@ def in_order(names: Iterable[str], order: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda n: (order.index(n) if n in order else len(order), n)))
 
 
-def method_of(init: str) -> str:
-    """Method of an initialisation: ``byol_plus-s0`` -> ``byol_plus``, others unchanged."""
-    return re.sub(r"-s\d+$", "", init)
-
-
 # --- reading one object -----------------------------------------------------------------------------
 
 
@@ -286,11 +281,11 @@ def _predictions(store: Store, folder: str, name: str, record: DownstreamRecord,
 
 
 def _curves(store: Store, folder: str, record: PretrainRecord) -> tuple[Mapping[str, float], ...]:
-    lines = _read_listed(store, folder, "curves.jsonl", record).splitlines()
+    lines = _read_listed(store, folder, keys.CURVES, record).splitlines()
     try:
         points = [json.loads(line) for line in lines if line.strip()]
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise _Damaged("curves.jsonl is damaged (not JSON lines)") from error
+        raise _Damaged(f"{keys.CURVES} is damaged (not JSON lines)") from error
     return tuple(
         {k: float(v) for k, v in point.items() if isinstance(v, int | float)}
         for point in points
@@ -311,15 +306,15 @@ def collect(store: Store, run_id: str) -> Study:
         InputError: there is no ``experiment.json``, or it is damaged.
         StorageError: the store cannot be reached.
     """
-    root = f"runs/{run_id}"
+    root, key = keys.run(run_id), keys.experiment(run_id)
     try:
-        experiment = _parse(Experiment, store.read(f"{root}/experiment.json"))
+        experiment = _parse(Experiment, store.read(key))
     except MissingObject as error:
         raise InputError(f"no run {run_id!r} in {store.uri}; `plan` makes one, `ls` lists them") from error
     except _Damaged as error:
-        raise InputError(f"{root}/experiment.json in {store.uri}: {error}; run `plan` again") from error
+        raise InputError(f"{key} in {store.uri}: {error}; run `plan` again") from error
     missing: list[Missing] = []
-    labels = _test_labels(store, root, experiment, missing)
+    labels = _test_labels(store, experiment, missing)
     cells = _downstream(store, root, experiment, labels, missing)
     return Study(
         experiment=experiment,
@@ -327,29 +322,28 @@ def collect(store: Store, run_id: str) -> Study:
         cells=cells,
         planned=_planned_cells(experiment.plan),
         test_labels=labels,
-        samples=_samples(store, root, experiment),
+        samples=_samples(store, experiment),
         missing=tuple(missing),
     )
 
 
-def _keys(store: Store, root: str, kind: str, planned: tuple[PlannedJob, ...]) -> list[tuple[str, bool]]:
+def _jobs(store: Store, root: str, kind: str, planned: tuple[PlannedJob, ...]) -> list[tuple[str, bool]]:
     """Job keys with whether a record is there: the plan's first, then any others found."""
-    folder, suffix = f"{root}/{kind}", "/record.json"
-    records = (key for key in store.list(folder) if key.endswith(suffix))
-    found = {key.removeprefix(f"{folder}/").removesuffix(suffix) for key in records}
+    folder = f"{root}/{kind}"
+    found = keys.finished(folder, store.list(folder))
     names = [job.key for job in planned]
     return [(key, key in found) for key in (*names, *sorted(found.difference(names)))]
 
 
 def _pretraining(store: Store, root: str, experiment: Experiment, missing: list[Missing]) -> tuple[PretrainRun, ...]:
     runs = []
-    for key, found in _keys(store, root, "pretrain", experiment.plan.pretrain):
-        folder = f"{root}/pretrain/{key}"
+    for key, found in _jobs(store, root, keys.PRETRAIN, experiment.plan.pretrain):
+        folder = f"{root}/{keys.PRETRAIN}/{key}"
         if not found:
             missing.append(Missing("pretrain", key, "no record"))
             continue
         try:
-            record = _parse(PretrainRecord, store.read(f"{folder}/record.json"))
+            record = _parse(PretrainRecord, store.read(keys.record(folder)))
         except (_Damaged, InputError) as error:
             missing.append(Missing("pretrain", key, str(error)))
             continue
@@ -366,22 +360,22 @@ def _downstream(
     store: Store, root: str, experiment: Experiment, labels: Mapping[str, Labels], missing: list[Missing]
 ) -> dict[CellKey, tuple[Result, ...]]:
     cells: dict[CellKey, list[Result]] = {}
-    for key, found in _keys(store, root, "downstream", experiment.plan.downstream):
-        folder = f"{root}/downstream/{key}"
+    for key, found in _jobs(store, root, keys.DOWNSTREAM, experiment.plan.downstream):
+        folder = f"{root}/{keys.DOWNSTREAM}/{key}"
         if not found:
             missing.append(Missing("downstream", key, "no record"))
             continue
         try:
-            record = _parse(DownstreamRecord, store.read(f"{folder}/record.json"))
+            record = _parse(DownstreamRecord, store.read(keys.record(folder)))
         except (_Damaged, InputError) as error:
             missing.append(Missing("downstream", key, str(error)))
             continue
         result = Result(record)
         truth = labels.get(record.dataset)
         try:
-            chosen = _predictions(store, folder, "predictions.csv", record, truth)
+            chosen = _predictions(store, folder, keys.PREDICTIONS, record, truth)
             result = Result(record, chosen, () if record.draws else (chosen,))
-            names = [f"draws/{draw.draw}/predictions.csv" for draw in record.draws]
+            names = [keys.draw_predictions(draw.draw) for draw in record.draws]
             if names:
                 draws = tuple(_predictions(store, folder, name, record, truth) for name in names)
                 result = Result(record, chosen, draws)
@@ -392,39 +386,37 @@ def _downstream(
 
 
 def _planned_cells(plan: Plan) -> dict[CellKey, tuple[int, ...]]:
-    """Seeds of each cell, from keys ``<dataset>/<init>/<protocol>/s<seed>``."""
+    """Seeds of each cell."""
     planned: dict[CellKey, list[int]] = {}
     for job in plan.downstream:
-        match = re.fullmatch(r"([^/]+)/([^/]+)/([^/]+)/s(\d+)", job.key)
-        if match:
-            dataset, init, protocol, seed = match.groups()
-            planned.setdefault((dataset, protocol, method_of(init)), []).append(int(seed))
+        if name := keys.Downstream.parse(job.key):
+            planned.setdefault((name.dataset, name.protocol, name.method), []).append(name.seed)
     return {key: tuple(sorted(seeds)) for key, seeds in planned.items()}
 
 
-def _test_labels(store: Store, root: str, experiment: Experiment, missing: list[Missing]) -> dict[str, Labels]:
+def _test_labels(store: Store, experiment: Experiment, missing: list[Missing]) -> dict[str, Labels]:
     labels: dict[str, Labels] = {}
-    wanted = {job.key.split("/")[0] for job in experiment.plan.downstream}
+    wanted = {job.dataset for planned in experiment.plan.downstream if (job := keys.Downstream.parse(planned.key))}
     for name in experiment.data:
         if name not in wanted:
             continue
-        key = f"samples/{name}_test_labels.json"
+        key = keys.test_labels(experiment.run_id, name)
+        what = key.removeprefix(f"{keys.run(experiment.run_id)}/")
         try:
-            values = np.asarray(json.loads(store.read(f"{root}/{key}"))["labels"], dtype=np.int64)
+            values = np.asarray(json.loads(store.read(key))["labels"], dtype=np.int64)
         except MissingObject:
-            missing.append(Missing("data", key, "not there; no interval over test images, no ROC curve"))
+            missing.append(Missing("data", what, "not there; no interval over test images, no ROC curve"))
             continue
         except (InputError, ValueError, KeyError, TypeError) as error:
-            missing.append(Missing("data", key, f"damaged ({type(error).__name__})"))
+            missing.append(Missing("data", what, f"damaged ({type(error).__name__})"))
             continue
         labels[name] = values[:, None] if values.ndim == 1 else values
     return labels
 
 
-def _samples(store: Store, root: str, experiment: Experiment) -> dict[str, bytes]:
+def _samples(store: Store, experiment: Experiment) -> dict[str, bytes]:
     pictures = {}
     for name in experiment.data:
-        key = f"{root}/samples/{name}.png"
         with suppress(InputError):  # missing or damaged: the page does without
-            pictures[name] = store.read(key)
+            pictures[name] = store.read(keys.sample_sheet(experiment.run_id, name))
     return pictures

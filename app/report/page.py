@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 from markupsafe import Markup
 
+from app.jobs import keys
 from app.report import plots, tables
 from app.report.collect import Study, collect
 from app.report.compare import Analysis
@@ -113,16 +114,15 @@ def make_report(store: Store, run_id: str) -> tuple[dict[str, bytes], ReportSumm
     study = collect(store, run_id)
     analysis = Analysis(study)
     context = build_context(analysis)
-    root = f"runs/{run_id}/report"
-    files = {f"{root}/figures/{f.name}.svg": f.svg for f in context["figures"]}
-    files[f"{root}/tables.csv"] = tables.csv_text(analysis)
-    files[f"{root}/report.md"] = render_markdown(context)
-    files[f"{root}/index.html"] = render_html(context)
+    files = {keys.report(run_id, f"figures/{f.name}.svg"): f.svg for f in context["figures"]}
+    files[keys.report(run_id, "tables.csv")] = tables.csv_text(analysis)
+    files[keys.report(run_id, "report.md")] = render_markdown(context)
+    files[keys.report(run_id)] = render_html(context)
     summary = ReportSummary(
         keys=tuple(files),
         missing=[str(m) for m in study.missing],
         table_text=table_text(analysis, context),
-        page=f"{store.uri}/{root}/index.html",
+        page=f"{store.uri}/{keys.report(run_id)}",
     )
     return {key: text.encode() for key, text in files.items()}, summary
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from app.report.collect import CellKey, Missing, Study, method_of
+from app.jobs import keys
+from app.report.collect import CellKey, Missing, Study
 from app.report.compare import METRICS, Analysis, Comparison
 from app.science.statistics import Interval
 
@@ -603,14 +604,11 @@ def missing_lines(study: Study) -> list[str]:
 
 
 def _describe(study: Study, item: Missing) -> tuple[str, str]:
-    parts = item.key.split("/")
-    if item.kind == "downstream" and len(parts) == 4:
-        dataset, init, protocol, seed = parts
-        method = method_name(method_of(init))
-        return f"{study.title(dataset)} · {PROTOCOLS.get(protocol, protocol)} · {method}", seed
-    if item.kind == "pretrain":
-        method = method_of(item.key)
-        return f"Pretraining · {method_name(method)}", item.key.removeprefix(f"{method}-")
+    if item.kind == "downstream" and (job := keys.Downstream.parse(item.key)):
+        cell = f"{study.title(job.dataset)} · {PROTOCOLS.get(job.protocol, job.protocol)} · {method_name(job.method)}"
+        return cell, f"s{job.seed}"
+    if item.kind == "pretrain" and (pretraining := keys.Pretraining.parse(item.key)):
+        return f"Pretraining · {method_name(pretraining.method)}", f"s{pretraining.seed}"
     return item.key, ""
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from app.config import identity
 from app.data import Dataset, draw_overlap, few_shot_draw
 from app.errors import CollapseError
+from app.jobs import keys
 from app.jobs.checkpoint import dump_weights
 from app.jobs.job import Job, open_job
 from app.jobs.run import Run, load_labelled, now
@@ -58,9 +59,9 @@ def run(
     config = run.config
     data = load_labelled(run, dataset)
     weights = initial_weights(run, init)
-    key = f"{dataset}/{weights.name}/{protocol}/s{seed}"
-    folder = run.downstream_folder(key)
-    progress = Progress("downstream", run_id=run.run_id, job=key)
+    name = str(keys.Downstream(dataset, weights.name, protocol, seed))
+    folder = keys.downstream(run.run_id, name)
+    progress = Progress("downstream", run_id=run.run_id, job=name)
     settings = getattr(config.protocols, protocol).model_dump()
     science = {
         "dataset": {
@@ -137,7 +138,7 @@ def work(
             except CollapseError as error:
                 job.claim.confirm()
                 curves = curves_jsonl([*(o.fit.curves for o in outcomes), error.curves])
-                run.store.write(f"{job.folder}/curves.jsonl", curves)
+                run.store.write(f"{job.folder}/{keys.CURVES}", curves)
                 raise
             fit_state = None
             outcomes.append(Outcome.judge(classifier, outcome, data, val, test_images))
@@ -158,19 +159,19 @@ def work(
         licence=data.licence,
     )
     files = {
-        "predictions.csv": predictions_csv(outcomes[best].scores),
-        "model.safetensors": dump_weights(model, metadata),
+        keys.PREDICTIONS: predictions_csv(outcomes[best].scores),
+        keys.MODEL: dump_weights(model, metadata),
     }
     if kind.few:
-        files |= {f"draws/{d}/predictions.csv": predictions_csv(o.scores) for d, o in enumerate(outcomes)}
+        files |= {keys.draw_predictions(d): predictions_csv(o.scores) for d, o in enumerate(outcomes)}
     return files, {
         "version": 1,
         "kind": "downstream",
         "run_id": run.run_id,
-        "key": f"{data.name}/{weights.name}/{protocol}/s{seed}",
+        "key": str(keys.Downstream(data.name, weights.name, protocol, seed)),
         "dataset": data.name,
         "init": weights.name,
-        "method": weights.name.rsplit("-s", 1)[0],
+        "method": keys.method_of(weights.name),
         "protocol": protocol,
         "seed": seed,
         "synthetic": data.synthetic,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from app.data import PHANTOM_COUNTS, fetch, write_phantoms
 from app.errors import InputError, StorageError, UsageError
+from app.jobs import keys
 from app.jobs.run import Run, search
 from app.runtime import Progress
 from app.settings import Config
@@ -54,7 +55,7 @@ def _download(store: Store, names: list[str], size: int, progress: Progress) -> 
             progress.say(str(error))
             return False
         for name, path in zip(names, paths, strict=True):
-            store.write(f"data/{name}_{size}.npz", path.read_bytes())
+            store.write(keys.dataset(name, size), path.read_bytes())
     return True
 
 
@@ -64,8 +65,8 @@ def _draw(store: Store, names: list[str], size: int) -> None:
             f"data.phantoms: there are no phantoms of {', '.join(unknown)}, only of {', '.join(PHANTOM_COUNTS)}; "
             "give the files by --data or --data-root"
         )
-    if all(store.exists(f"phantoms/{name}_{size}.npz") for name in PHANTOM_COUNTS):
+    if all(store.exists(keys.phantom(name, size)) for name in PHANTOM_COUNTS):
         return
     with tempfile.TemporaryDirectory() as folder:
         for name, path in zip(PHANTOM_COUNTS, write_phantoms(Path(folder), size=size), strict=True):
-            store.write(f"phantoms/{name}_{size}.npz", path.read_bytes())
+            store.write(keys.phantom(name, size), path.read_bytes())

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from app.errors import UsageError
+from app.errors import InputError, UsageError
+from app.jobs import keys
 from app.jobs.records import read_json
 from app.jobs.run import Run
 from app.science.protocols import PROTOCOLS
@@ -91,15 +92,16 @@ def write_fan_out(run: Run, folder: Path, seeds_per_pod: int) -> None:
     Raises:
         UsageError: too many pretrainings for one workflow, or the folder cannot be written.
     """
-    plan = read_json(run.store, f"{run.folder}/experiment.json")["plan"]
+    plan = read_json(run.store, keys.experiment(run.run_id))["plan"]
     fan_out = FanOut.of(plan, seeds_per_pod)
     counts: dict[str, dict[str, int]] = {
         group: {part: fan_out.pods(group, part) for part in _PARTS}
         for group in [BASELINES, *(job["key"] for job in plan["pretrain"])]
     }
     pretrain = [
-        {"key": key, "method": key.rpartition("-s")[0], "seed": int(key.rpartition("-s")[2])} | counts[key]
-        for key in (job["key"] for job in plan["pretrain"])
+        {"key": str(job), "method": job.method, "seed": job.seed} | counts[str(job)]
+        for planned in plan["pretrain"]
+        if (job := keys.Pretraining.parse(planned["key"])) is not None
     ]
     pods = len(plan["pretrain"]) + sum(sum(parts.values()) for parts in counts.values())
     if pods > MAX_PODS:
@@ -117,7 +119,7 @@ def write_fan_out(run: Run, folder: Path, seeds_per_pod: int) -> None:
     }
     files = {
         "run-id": run.run_id,
-        "report": f"{run.store.uri}/{run.folder}/report/index.html",
+        "report": f"{run.store.uri}/{keys.report(run.run_id)}",
         "jobs-per-pod": str(fan_out.size),
         "baselines-trained": str(counts[BASELINES]["trained"]),
         "baselines-frozen": str(counts[BASELINES]["frozen"]),
@@ -138,17 +140,24 @@ def read_fan_out(store: Store, run_id: str, jobs_per_pod: int) -> FanOut:
     Raises:
         MissingObject: the run was not planned.
     """
-    return FanOut.of(read_json(store, f"runs/{run_id}/experiment.json")["plan"], jobs_per_pod)
+    return FanOut.of(read_json(store, keys.experiment(run_id))["plan"], jobs_per_pod)
 
 
 _PARTS: tuple[Part, Part] = ("trained", "frozen")
 
 
 def _part(job: Job) -> Part:
-    return "frozen" if PROTOCOLS[job["key"].split("/")[2]].frozen else "trained"
+    return "frozen" if PROTOCOLS[_name(job).protocol].frozen else "trained"
 
 
 def _cell(job: Job) -> list[str]:
     """Sort by data set, initialisation and protocol; a stable sort leaves the seeds in the plan's order."""
-    dataset, init, protocol, _ = job["key"].split("/")
-    return [dataset, init, protocol]
+    name = _name(job)
+    return [name.dataset, name.init, name.protocol]
+
+
+def _name(job: Job) -> keys.Downstream:
+    name = keys.Downstream.parse(job["key"])
+    if name is None:
+        raise InputError(f"the plan names a job {job['key']!r}, which no version of this program does; plan again")
+    return name

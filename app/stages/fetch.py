@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from app.data import SIZES, default_roots, known
 from app.data import fetch as download
 from app.errors import UsageError
+from app.jobs import keys
 from app.machine import path_of
 from app.runtime import Progress
 from app.settings import Config
@@ -40,7 +41,7 @@ def fetch(
         [path] = download([name], root=folder, size=size, mirror=mirror, offline=offline)
         place = str(path)
         if store is not None:
-            key = f"data/{name}_{size}.npz"
+            key = keys.dataset(name, size)
             if not store.exists(key):
                 store.write(key, path.read_bytes())
             place = f"{store.uri}/{key}"
@@ -65,12 +66,12 @@ def fetch_study(store: Store, config: Config, *, mirror: str | None, offline: bo
         StorageError: unreachable.
     """
     if settle_data(store, config).data.phantoms == "always":
-        yield f"{store.uri}/phantoms  (synthetic)"
+        yield f"{store.uri}/{keys.PHANTOMS}  (synthetic)"
         return
     size = config.data.size
     named = [config.data.pretrain, *config.study.datasets, *([config.data.monitor] if config.data.monitor else [])]
     for name in dict.fromkeys(named):
-        key = f"data/{name}_{size}.npz"
+        key = keys.dataset(name, size)
         if name in config.sources or store.exists(key):
             yield f"{config.sources.get(name) or f'{store.uri}/{key}'}  (there already)"
         else:

@@ -15,6 +15,7 @@ from PIL import Image
 from app.config import difference, identity
 from app.data import Dataset, Unlabelled, few_shot_draw
 from app.errors import InputError, UsageError
+from app.jobs import keys
 from app.jobs.records import read_json, write_json
 from app.jobs.run import (
     LONGEST_RUN_ID,
@@ -69,7 +70,7 @@ def plan(store: Store, config: Config, run_id: str | None = None, *, overwrite: 
         "data": {name: entry["sha256"] for name, entry in described.items()},
     }
     run = Run(store, check_run_id(run_id or default_run_id(config.preset, science)), config)
-    key = f"{run.folder}/experiment.json"
+    key = keys.experiment(run.run_id)
     if store.exists(key) and not overwrite:
         planned = read_json(store, key).get("science")
         if not isinstance(planned, dict):
@@ -81,11 +82,11 @@ def plan(store: Store, config: Config, run_id: str | None = None, *, overwrite: 
             )
         return run
     for data in labelled:
-        store.write(f"{run.folder}/samples/{data.name}.png", sample_sheet(data))
+        store.write(keys.sample_sheet(run.run_id, data.name), sample_sheet(data))
         labels = json.dumps({"labels": data.test.labels.tolist()})
-        store.write(f"{run.folder}/samples/{data.name}_test_labels.json", labels.encode())
+        store.write(keys.test_labels(run.run_id, data.name), labels.encode())
     if unlabelled:
-        store.write(f"{run.folder}/samples/{unlabelled.name}.png", sample_sheet(unlabelled))
+        store.write(keys.sample_sheet(run.run_id, unlabelled.name), sample_sheet(unlabelled))
     experiment = {
         "version": 1,
         "run_id": run.run_id,
@@ -117,7 +118,7 @@ def list_jobs(run: Run) -> dict[str, Any]:
     study = run.config.study
     pretrain = [
         {
-            "key": f"{method}-s{seed}",
+            "key": str(keys.Pretraining(method, seed)),
             "args": ["pretrain", "--run-id", run.run_id, "--method", method, "--seed", str(seed)],
         }
         for seed in study.seeds
@@ -126,10 +127,11 @@ def list_jobs(run: Run) -> dict[str, Any]:
     inits: list[tuple[str, int, str | None]] = [
         (baseline, seed, None) for baseline in study.baselines for seed in study.seeds
     ]
-    inits += [(f"{method}-s{seed}", seed, f"{method}-s{seed}") for method in study.methods for seed in study.seeds]
+    trained = [(str(keys.Pretraining(method, seed)), seed) for method in study.methods for seed in study.seeds]
+    inits += [(name, seed, name) for name, seed in trained]
     downstream = [
         {
-            "key": f"{dataset}/{init}/{protocol}/s{seed}",
+            "key": str(keys.Downstream(dataset, init, protocol, seed)),
             "needs": needs,
             "args": [
                 "downstream", "--run-id", run.run_id, "--dataset", dataset, "--init", init,

@@ -7,6 +7,7 @@ from typing import Any
 from app.config import identity
 from app.data import Dataset, Unlabelled
 from app.errors import CollapseError
+from app.jobs import keys
 from app.jobs.checkpoint import dump_weights
 from app.jobs.job import open_job
 from app.jobs.run import Run, load_labelled, load_pretraining, monitor_name, now
@@ -49,12 +50,12 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
         with joined(rank, world, device) as ranks:
             follow(ranks, store.address, run.run_id, config, method, seed)
         return None
-    key = f"{method}-s{seed}"
-    folder = run.pretrain_folder(key)
-    progress = Progress("pretrain", run_id=run.run_id, job=key)
+    name = str(keys.Pretraining(method, seed))
+    folder = keys.pretraining(run.run_id, name)
+    progress = Progress("pretrain", run_id=run.run_id, job=name)
     with leading(world, device, follow, store.address, run.run_id, config, method, seed) as ranks:
         data = load_pretraining(run)
-        monitor = load_labelled(run, name) if (name := monitor_name(run)) else None
+        monitor = load_labelled(run, watched) if (watched := monitor_name(run)) else None
         weights = initial_weights(run, config.network.init)
         science = science_of(config, method, seed, data, weights)
         with open_job(run, folder, science, progress=progress, overwrite=overwrite) as job:
@@ -80,7 +81,7 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
                     )
                 except CollapseError:
                     job.claim.confirm()
-                    store.write(f"{folder}/curves.jsonl", trainer.curves_bytes())
+                    store.write(f"{folder}/{keys.CURVES}", trainer.curves_bytes())
                     raise
             return job.publish(*result(run, method, seed, data, science, trainer))
 
@@ -134,14 +135,14 @@ def result(
         licence=data.licence,
     )
     files = {
-        "encoder.safetensors": dump_weights(trainer.model.encoder.plain_state(), metadata),
-        "curves.jsonl": trainer.curves_bytes(),
+        keys.ENCODER: dump_weights(trainer.model.encoder.plain_state(), metadata),
+        keys.CURVES: trainer.curves_bytes(),
     }
     return files, {
         "version": 1,
         "kind": "pretrain",
         "run_id": run.run_id,
-        "key": f"{method}-s{seed}",
+        "key": str(keys.Pretraining(method, seed)),
         "method": method,
         "seed": seed,
         "synthetic": data.synthetic,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from app.errors import InputError, UsageError
+from app.jobs import keys
 from app.report import ReportSummary, make_report
 from app.runtime import Progress
 from app.storage import Store
@@ -25,8 +26,8 @@ def run(store: Store, run_id: str, out: Path | None = None) -> ReportSummary:
         InputError: there is no such run.
         UsageError: neither the store nor ``out`` can be written.
     """
-    if not store.exists(f"runs/{run_id}/experiment.json"):
-        known = sorted({key.split("/")[1] for key in store.list("runs") if key.endswith("/experiment.json")})
+    if not store.exists(keys.experiment(run_id)):
+        known = [name for name in keys.run_ids(store.list(keys.RUNS)) if store.exists(keys.experiment(name))]
         raise InputError(f"--run-id {run_id}: {store.uri} has no such run; it has {', '.join(known) or 'none'}")
     files, summary = make_report(store, run_id)
     if out is not None:

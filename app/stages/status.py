@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.jobs import keys
 from app.jobs.records import read_json, write_json
 from app.jobs.run import now
 from app.stages.listing import planned_jobs
@@ -14,7 +15,9 @@ SHOWN = 100  # names of missing jobs
 
 def announce(store: Store, workflow: str, run_id: str) -> None:
     """Publish which run a workflow works on: an exit handler cannot read the plan's outputs, and asks the store."""
-    write_json(store, _key(workflow), {"version": 1, "workflow": workflow, "run_id": run_id, "phase": "Running"})
+    write_json(
+        store, keys.workflow(workflow), {"version": 1, "workflow": workflow, "run_id": run_id, "phase": "Running"}
+    )
 
 
 def workflow_status(store: Store, workflow: str, phase: str) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def workflow_status(store: Store, workflow: str, phase: str) -> dict[str, Any]:
         What ``publish_status`` takes: ``run_id``, ``done`` and ``planned`` jobs, names of ``missing`` ones and the
         ``report`` are None if the workflow failed before its plan.
     """
-    key = _key(workflow)
+    key = keys.workflow(workflow)
     run_id = read_json(store, key)["run_id"] if store.exists(key) else None
     status: dict[str, Any] = {
         "version": 1,
@@ -43,10 +46,10 @@ def workflow_status(store: Store, workflow: str, phase: str) -> dict[str, Any]:
         "finished": now(),
     }
     if run_id is not None:
-        keys = set(store.list(f"runs/{run_id}"))
+        there = set(store.list(keys.run(run_id)))
         jobs = planned_jobs(store, run_id)
-        missing = [job for job in jobs if f"runs/{run_id}/{job}/record.json" not in keys]
-        page = f"runs/{run_id}/report/index.html"
+        missing = [job for job in jobs if keys.record(f"{keys.run(run_id)}/{job}") not in there]
+        page = keys.report(run_id)
         status |= {
             "done": len(jobs) - len(missing),
             "planned": len(jobs),
@@ -59,9 +62,5 @@ def workflow_status(store: Store, workflow: str, phase: str) -> dict[str, Any]:
 def publish_status(store: Store, status: dict[str, Any]) -> None:
     """Publish ``workflows/<workflow>.json`` and, if there was a plan, ``runs/<run-id>/status.json``."""
     if status["run_id"] is not None:
-        write_json(store, f"runs/{status['run_id']}/status.json", status)
-    write_json(store, _key(status["workflow"]), status)
-
-
-def _key(workflow: str) -> str:
-    return f"workflows/{workflow}.json"
+        write_json(store, keys.status(status["run_id"]), status)
+    write_json(store, keys.workflow(status["workflow"]), status)

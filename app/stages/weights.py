@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +12,7 @@ import torchvision
 from torch import Tensor
 
 from app.errors import InputError, StorageError, UsageError
+from app.jobs import keys
 from app.jobs.checkpoint import parse_weights
 from app.jobs.records import read_record, read_verified
 from app.jobs.run import Run
@@ -24,7 +24,6 @@ from app.settings import METHODS, Config
 from app.storage import MissingObject, Store, open_store, sha256
 
 State = dict[str, Tensor]
-PRETRAINED = re.compile(rf"({'|'.join(METHODS)})-s(\d+)")
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,9 @@ def initial_weights(run: Run, init: str) -> Weights:
         return Weights("random", {"name": "random"}, init, None)
     if init == "imagenet":
         return _imagenet(run)
-    if match := PRETRAINED.fullmatch(init):
-        return _pretrained(run, init, *match.groups())
+    pretraining = keys.Pretraining.parse(init)
+    if pretraining is not None and pretraining.method in METHODS:
+        return _pretrained(run, pretraining)
     network = run.config.network
     state, metadata, digest = _read(run.store, init)
     for what, ours in (("architecture", network.architecture), ("stem", network.stem)):
@@ -158,25 +158,26 @@ def _download(url: str, digest: str) -> State:
     return parse_weights(data, source=str(path))[0]
 
 
-def _pretrained(run: Run, init: str, method: str, seed: str) -> Weights:
-    folder = run.pretrain_folder(init)
+def _pretrained(run: Run, job: keys.Pretraining) -> Weights:
+    name = str(job)
+    folder = keys.pretraining(run.run_id, name)
     try:
         record = read_record(run.store, folder)
     except MissingObject as error:
         raise InputError(
-            f"--init {init}: this run has no finished pretraining of that name; run "
-            f"`python -m app pretrain --method {method} --seed {seed}` first"
+            f"--init {name}: this run has no finished pretraining of that name; run "
+            f"`python -m app pretrain --method {job.method} --seed {job.seed}` first"
         ) from error
-    key = f"{folder}/encoder.safetensors"
-    if "encoder.safetensors" not in record["files"]:
-        raise InputError(f"{run.store.uri}/{folder}/record.json: names no encoder; run the pretraining again")
+    key = f"{folder}/{keys.ENCODER}"
+    if keys.ENCODER not in record["files"]:
+        raise InputError(f"{run.store.uri}/{keys.record(folder)}: names no encoder; run the pretraining again")
 
     @cache
     def read() -> State:
-        data = read_verified(run.store, key, record["files"]["encoder.safetensors"])
+        data = read_verified(run.store, key, record["files"][keys.ENCODER])
         return parse_weights(data, source=f"{run.store.uri}/{key}")[0]
 
-    return Weights(init, {"name": init, "identity": record["identity"]}, key, read)
+    return Weights(name, {"name": name, "identity": record["identity"]}, key, read)
 
 
 def _read(store: Store, uri: str) -> tuple[State, dict[str, str], str]:

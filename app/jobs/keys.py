@@ -1,0 +1,189 @@
+"""Every key of a store and every name of a job: spelled here, parsed here, and nowhere else.
+
+README's "The store" draws them as a tree. A *folder* is the prefix of the keys of one job, without a slash at its end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from app.data import file_names
+
+RUNS = "runs"
+DATA, PHANTOMS = "data", "phantoms"  # copies of data sets, and synthetic ones
+PRETRAIN, DOWNSTREAM = "pretrain", "downstream"  # the kinds of jobs
+ENCODER, MODEL = "encoder.safetensors", "model.safetensors"
+CURVES, PREDICTIONS = "curves.jsonl", "predictions.csv"
+_RECORD, _LATEST, _CLAIM = "record.json", "latest.json", "claim.json"
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A pretraining job; the encoder that it leaves has the same name."""
+
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.method}-s{self.seed}"
+
+    @classmethod
+    def parse(cls, name: str) -> Pretraining | None:
+        """Return the pretraining called ``name``, such as ``byol_plus-s0``; None for another kind of name."""
+        match = re.fullmatch(r"([^/]+)-s(\d+)", name)
+        return cls(match[1], int(match[2])) if match else None
+
+
+@dataclass(frozen=True)
+class Downstream:
+    """A downstream job.
+
+    Attributes:
+        dataset: the labelled set.
+        init: where the encoder is from: ``random``, ``imagenet``, a pretraining's name, or ``ckpt-<12 hex>``.
+        protocol: how it is judged.
+        seed: the repetition.
+    """
+
+    dataset: str
+    init: str
+    protocol: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.dataset}/{self.init}/{self.protocol}/s{self.seed}"
+
+    @classmethod
+    def parse(cls, name: str) -> Downstream | None:
+        """Return the job called ``name``, such as ``breastmnist/random/few_shot/s1``; None for another kind of name."""
+        match = re.fullmatch(r"([^/]+)/([^/]+)/([^/]+)/s(\d+)", name)
+        return cls(match[1], match[2], match[3], int(match[4])) if match else None
+
+    @property
+    def method(self) -> str:
+        """How the encoder was pretrained; for one that was not, where it is from."""
+        return method_of(self.init)
+
+
+def method_of(init: str) -> str:
+    """Return the method of an initialisation: ``byol_plus-s0`` -> ``byol_plus``, others unchanged."""
+    pretraining = Pretraining.parse(init)
+    return init if pretraining is None else pretraining.method
+
+
+# --- data sets
+
+
+def dataset(name: str, size: int) -> str:
+    """Key of the store's copy of a data set, ``size`` in pixels."""
+    return f"{DATA}/{file_names(name, size)[-1]}"
+
+
+def phantom(name: str, size: int) -> str:
+    """Key of a synthetic data set."""
+    return f"{PHANTOMS}/{file_names(name, size)[-1]}"
+
+
+# --- a run
+
+
+def run(run_id: str) -> str:
+    """Prefix of everything that a run writes."""
+    return f"{RUNS}/{run_id}"
+
+
+def experiment(run_id: str) -> str:
+    """Key of a run's settings and plan."""
+    return f"{run(run_id)}/experiment.json"
+
+
+def status(run_id: str) -> str:
+    """Key of what became of a run's workflow."""
+    return f"{run(run_id)}/status.json"
+
+
+def sample_sheet(run_id: str, name: str) -> str:
+    """Key of the picture that shows some images of a data set."""
+    return f"{run(run_id)}/samples/{name}.png"
+
+
+def test_labels(run_id: str, name: str) -> str:
+    """Key of the labels of a data set's test split."""
+    return f"{run(run_id)}/samples/{name}_test_labels.json"
+
+
+def report(run_id: str, name: str = "index.html") -> str:
+    """Key of a file of the report; by default the page."""
+    return f"{run(run_id)}/report/{name}"
+
+
+def workflow(name: str) -> str:
+    """Key of what became of a workflow."""
+    return f"workflows/{name}.json"
+
+
+def run_ids(keys: Iterable[str]) -> list[str]:
+    """Return the runs that ``keys`` belong to, sorted."""
+    return sorted({key.split("/")[1] for key in keys if key.startswith(f"{RUNS}/") and key.count("/") > 1})
+
+
+# --- a job
+
+
+def pretraining(run_id: str, name: str) -> str:
+    """Folder of a pretraining job such as ``byol-s0``."""
+    return f"{run(run_id)}/{PRETRAIN}/{name}"
+
+
+def downstream(run_id: str, name: str) -> str:
+    """Folder of a downstream job such as ``pneumoniamnist/byol-s0/finetune/s0``."""
+    return f"{run(run_id)}/{DOWNSTREAM}/{name}"
+
+
+def record(folder: str) -> str:
+    """Key of a job's record: the job is done if it is there."""
+    return f"{folder}/{_RECORD}"
+
+
+def latest(folder: str) -> str:
+    """Key of the pointer to a job's checkpoints."""
+    return f"{folder}/{_LATEST}"
+
+
+def claim(folder: str) -> str:
+    """Key of the claim on a job."""
+    return f"{folder}/{_CLAIM}"
+
+
+def checkpoints(folder: str) -> str:
+    """Prefix of a job's checkpoints."""
+    return f"{folder}/checkpoints"
+
+
+def checkpoint(step: int, token: str) -> str:
+    """Name, inside a job's folder, of the checkpoint after ``step`` steps; ``token`` tells two writers' apart."""
+    return f"checkpoints/{step:08d}-{token}.pt"
+
+
+def draw_predictions(draw: int) -> str:
+    """Name, inside a job's folder, of the predictions of one few-shot draw."""
+    return f"draws/{draw}/{PREDICTIONS}"
+
+
+def begun(run_id: str, keys: Iterable[str]) -> set[str]:
+    """Return the jobs that have left something of theirs among ``keys``, as ``pretrain/<name>``, planned or not."""
+    root = f"{run(run_id)}/"
+    kinds = tuple(f"{root}{kind}/" for kind in (PRETRAIN, DOWNSTREAM))
+    signs = tuple(f"/{name}" for name in (_RECORD, _LATEST, _CLAIM))
+    return {key.removeprefix(root).rpartition("/")[0] for key in keys if key.startswith(kinds) and key.endswith(signs)}
+
+
+def finished(folder: str, keys: Iterable[str]) -> set[str]:
+    """Return the names of the jobs below ``folder`` whose record is among ``keys``."""
+    return {
+        key.removeprefix(f"{folder}/").removesuffix(f"/{_RECORD}")
+        for key in keys
+        if key.startswith(f"{folder}/") and key.endswith(f"/{_RECORD}")
+    }
