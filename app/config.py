@@ -19,6 +19,7 @@ import yaml
 from pydantic import ValidationError
 
 from app.errors import UsageError
+from app.machine import as_text
 from app.settings import Config
 
 
@@ -65,8 +66,8 @@ def load_config(
         tree = places | _load_preset(preset) | {"preset": Path(preset).stem}
     else:
         tree = copy.deepcopy(dict(base))
-    tree["data_root"] = data_root or tree["data_root"]
-    tree["imagenet_weights"] = imagenet_weights or tree["imagenet_weights"]
+    tree["data_root"] = as_text(data_root) if data_root else tree["data_root"]
+    tree["imagenet_weights"] = as_text(imagenet_weights) if imagenet_weights else tree["imagenet_weights"]
     own = tree.get("sources") or {}
     if not isinstance(own, dict):
         raise UsageError(f"preset {preset}: sources: write a mapping of names to URIs, not {own!r}")
@@ -75,7 +76,7 @@ def load_config(
         name, separator, uri = source.partition("=")
         if not separator or not uri or not re.fullmatch(r"[a-z0-9_]+", name):
             raise UsageError(f"--data {source}: write name=URI or name=URI:task, the name in a-z, 0-9 and _")
-        tree["sources"][name] = uri
+        tree["sources"][name] = as_text(uri)
     for override in overrides:
         _apply(tree, override)
     if device is not None:

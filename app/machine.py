@@ -102,7 +102,7 @@ def as_text(path: str) -> str:
     try:
         path.encode()
     except UnicodeEncodeError:
-        return f"file://{quote(os.path.abspath(os.fsencode(path)))}"
+        return f"file://{quote(os.path.abspath(os.fsencode(path_of(path))), safe='/:')}"
     return path
 
 

@@ -1,32 +1,24 @@
-"""Unlabelled images for pretraining: an .npz or a folder of PNG and JPEG files, as one uint8 array."""
+"""Unlabelled images for pretraining: an .npz or a folder of image files, as one uint8 array."""
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from app.data.catalog import licence_of, modality_of, title_of
 from app.data.datasets import SPLITS, image_shape, read_images
-from app.data.files import (
-    MMAP_ABOVE,
-    Images,
-    cached_images,
-    digest_of,
-    file_error,
-    one_line,
-    open_cache,
-    open_npz,
-)
+from app.data.files import MMAP_ABOVE, Images, atomic_write, cached_images, digest_of, open_cache, open_npz
+from app.data.images import Reading, Squares, find_images
 from app.data.subsets import uniform_subset
-from app.errors import InputError, UsageError
+from app.errors import AppError, InputError, UsageError
+from app.machine import as_text
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
-GRAY_MODES = ("1", "L", "LA")
+RULES = 2  # of reading images: a cache of others is not used
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +26,8 @@ class Unlabelled:
     """Images without labels. ``images``: uint8 (N, H, W) or (N, H, W, 3), possibly memory-mapped.
 
     ``split`` is "all", or "train" where only the training images of a split file were taken. ``sha256`` is
-    that of the file's bytes; for a folder, that of the sorted list of its files' names and SHA-256.
+    that of the file's bytes; for a folder, that of the sorted list of its files' names and SHA-256. ``reading`` says
+    what was done with a folder's files.
     """
 
     name: str
@@ -48,6 +41,7 @@ class Unlabelled:
     size: int
     channels: int
     split: str
+    reading: Reading | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -67,7 +61,7 @@ class Unlabelled:
             "title": self.title,
             "modality": self.modality,
             "role": role,
-        }
+        } | ({"reading": self.reading.as_json()} if self.reading else {})
 
 
 def load_unlabelled(
@@ -84,11 +78,9 @@ def load_unlabelled(
     """Load the images of ``path`` for pretraining.
 
     ``path`` is an .npz with an array ``images``; or an .npz in MedMNIST's layout, whose train, val and test
-    images are joined in this order (``split="train"`` takes the first only); or a folder, searched
-    recursively for PNG and JPEG files in the order of their names (hidden files are left out). A folder's
-    images are cut to their central square and resized with an antialiased bicubic filter; 16-bit gray is
-    scaled by 1/257; they are gray if every image is, else RGB. ``subset`` keeps that many, drawn uniformly
-    with ``seed``.
+    images are joined in this order (``split="train"`` takes the first only); or a folder, whose image files are
+    read as ``images.find_images`` and ``images.Squares`` say. ``subset`` keeps that many, drawn uniformly with
+    ``seed``.
 
     With ``cache``, .npz images of more than ``mmap_above`` bytes and all folders, whose decoding is slow, are
     kept there as .npy and memory-mapped. Raises InputError for missing, damaged or ill-shaped input.
@@ -126,104 +118,68 @@ def _load_npz(name: str, path: Path, size: int, split: str, cache: Path | None, 
 
 
 def _load_folder(name: str, path: Path, size: int, cache: Path | None) -> Unlabelled:
-    files = _image_files(path)
+    found = find_images(path)
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{digest_of(file)}  {file.relative_to(path).as_posix()}\n".encode())
+    for file in found.files:
+        digest.update(_digest(file).encode() + b"  " + os.fsencode(file.relative_to(path).as_posix()) + b"\n")
     sha256 = digest.hexdigest()
-    key = f"{sha256}-{size}"
-    gray_shape = (len(files), size, size)
+    key = f"{sha256}-{size}-{RULES}"
+    if cache is not None and (kept := _kept(cache, key)) is not None:
+        images, reading = kept
+        reading.left_out = found.left_out
+        return _unlabelled(name, path, images, sha256, size, "all", False, reading)
+    squares = Squares(path, found, size)
+    mapped = None
     if cache is not None:
-        for shape in (gray_shape, (*gray_shape, 3)):
-            if (cached := open_cache(cache, key, shape)) is not None:
-                return _unlabelled(name, path, cached, sha256, size, "all", False)
-    gray = all(_is_gray(file, size) for file in files)
-    shape = gray_shape if gray else (*gray_shape, 3)
-    images = None
-    if cache is not None:
-        images = cached_images(cache, key, shape, lambda: (image.tobytes() for image in _decode_all(files, size, gray)))
-    if images is None:
-        images = np.empty(shape, np.uint8)
-        for index, image in enumerate(_decode_all(files, size, gray)):
-            images[index] = image
-    return _unlabelled(name, path, images, sha256, size, "all", False)
+        mapped = cached_images(cache, key, squares.shape, lambda: (square.tobytes() for square in squares))
+        with contextlib.suppress(AppError), atomic_write(cache / f"{key}.json") as note:
+            note.write(json.dumps({"shape": squares.shape, "reading": squares.reading.as_json()}).encode())
+    images = np.empty(squares.shape, np.uint8) if mapped is None else mapped
+    if mapped is None:
+        for index, square in enumerate(squares):
+            images[index] = square
+    return _unlabelled(name, path, images, sha256, size, "all", False, squares.reading)
+
+
+def _digest(file: Path) -> str:
+    try:
+        return digest_of(file)
+    except AppError:
+        return "unreadable"  # it will be counted and named as such
+
+
+def _kept(cache: Path, key: str) -> tuple[Images, Reading] | None:
+    """Return the images of a folder as they were read before; None if they are to be read."""
+    try:
+        value = json.loads((cache / f"{key}.json").read_bytes())
+        reading, shape = Reading.of_json(value["reading"]), tuple(value["shape"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    images = open_cache(cache, key, shape)
+    return None if images is None else (images, reading)
 
 
 def _unlabelled(
-    name: str, path: Path, images: Images, sha256: str, size: int, split: str, synthetic: bool
+    name: str,
+    path: Path,
+    images: Images,
+    sha256: str,
+    size: int,
+    split: str,
+    synthetic: bool,
+    reading: Reading | None = None,
 ) -> Unlabelled:
     return Unlabelled(
         name=name,
         title=title_of(name, synthetic=synthetic),
         images=images,
         sha256=sha256,
-        source=str(path),
+        source=as_text(str(path)),
         licence=licence_of(name, synthetic=synthetic),
         modality=modality_of(name),
         synthetic=synthetic,
         size=size,
         channels=3 if images.ndim == 4 else 1,
         split=split,
+        reading=reading,
     )
-
-
-def _image_files(folder: Path) -> list[Path]:
-    try:
-        found = [
-            file
-            for file in folder.rglob("*")
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
-        ]
-    except OSError as error:
-        raise file_error(error, folder, "reading") from error
-    if not found:
-        raise InputError(f"{folder}: holds no PNG or JPEG images; give a folder of images or an .npz")
-    return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
-
-
-def _decode_all(files: list[Path], size: int, gray: bool) -> Iterator[Images]:
-    for file in files:
-        image = _decode(file, size)
-        yield image if gray or image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
-
-
-def _is_gray(file: Path, size: int) -> bool:
-    with _opened(file) as image:
-        if image.mode in GRAY_MODES or image.mode.startswith("I"):
-            return True  # the header tells; decoding would double the work
-    return _decode(file, size).ndim == 2
-
-
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(file) as image:
-            yield image
-    except UnidentifiedImageError as error:
-        raise InputError(f"{file}: not a readable PNG or JPEG image; replace or remove it") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise file_error(error, file, "reading") from error
-        raise InputError(f"{file}: damaged image ({one_line(error)}); replace or remove it") from error
-
-
-def _decode(file: Path, size: int) -> Images:
-    """Return one image as uint8 (size, size) if it is gray in content, else (size, size, 3)."""
-    with _opened(file) as opened:
-        image = ImageOps.exif_transpose(opened)
-        side = min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        box = (left, top, left + side, top + side)
-        wide = image.mode.startswith("I")
-        if wide:  # Pillow would clip 16-bit gray at 255 instead of scaling it
-            image = image.convert("F")
-        elif image.mode in GRAY_MODES:
-            image = image.convert("L")
-        else:
-            image = image.convert("RGB")
-        pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
-    if wide:
-        return np.clip(np.rint(pixels / 257.0), 0, 255).astype(np.uint8)
-    if pixels.ndim == 3 and (pixels == pixels[:, :, :1]).all():
-        return np.ascontiguousarray(pixels[:, :, 0])
-    return pixels

@@ -23,6 +23,7 @@ from app.errors import InputError, UsageError
 from app.jobs import keys
 from app.jobs.records import read_json, read_record
 from app.machine import cache_folder, path_of
+from app.runtime import Progress
 from app.settings import Config
 from app.storage import Store
 
@@ -152,10 +153,13 @@ def load_pretraining(run: Run) -> Unlabelled:
     """Load the images for pretraining in the run's size and subset."""
     data = run.config.data
     path, _ = _locate(run, data.pretrain)
-    return load_unlabelled(
+    loaded = load_unlabelled(
         data.pretrain, path=path, size=data.size, split=data.pretrain_split, subset=data.subset, seed=SUBSET_SEED,
         cache=cache_folder("images"),
     )  # fmt: skip
+    if loaded.reading is not None:
+        Progress("data", run_id=run.run_id).say(f"{data.pretrain}: {loaded.reading.line()}")
+    return loaded
 
 
 def monitor_name(run: Run) -> str | None:

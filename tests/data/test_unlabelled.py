@@ -205,7 +205,7 @@ class TestFolder:
         def refuse(*args, **kwargs):
             raise AssertionError("decoded again")
 
-        monkeypatch.setattr("app.data.unlabelled._decode", refuse)
+        monkeypatch.setattr("app.data.images.read_raster", refuse)
         again = load_unlabelled("mine", path=folder, cache=cache)
         assert np.array_equal(again.images, PIXELS[[2, 1, 0]])
 
@@ -215,16 +215,16 @@ class TestFolder:
         assert load_unlabelled("mine", path=folder, cache=cache, size=64).images.shape == (3, 64, 64)
 
     def test_no_images(self, tmp_path):
-        assert "holds no PNG or JPEG images" in rejected(tmp_path)
+        assert "holds no images that can be read" in rejected(tmp_path)
 
     @pytest.mark.parametrize("mode", ["L", "RGB"])
     def test_truncated_image_is_named(self, tmp_path, mode):
         file = tmp_path / "a.png"
         Image.fromarray(RNG.integers(0, 256, (64, 64), dtype=np.uint8)).convert(mode).save(file)
         file.write_bytes(file.read_bytes()[:-900])
-        assert rejected(tmp_path).startswith(f"{file}: damaged image")
+        assert "1 of 1 images cannot be read: a.png (damaged (" in rejected(tmp_path)
 
     def test_foreign_content_is_named(self, tmp_path):
         file = tmp_path / "a.jpg"
         file.write_bytes(b"<html>login first</html>")
-        assert rejected(tmp_path).startswith(f"{file}: not a readable PNG or JPEG image")
+        assert "1 of 1 images cannot be read: a.jpg (not an image, whatever its name says)" in rejected(tmp_path)
