@@ -55,6 +55,7 @@ Weights = Annotated[str | None, typer.Option("--imagenet-weights", help="File of
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda; cuda never falls back.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. [default: all cores]")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start afresh and replace what is there.")]
+StrictOverlap = Annotated[bool, typer.Option("--strict-overlap", help="Refuse to pretrain on images of a test split.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Names every random draw.")]
 MethodName = Annotated[str, typer.Option("--method", help="byol or byol_plus.")]
 Channels = Annotated[int, typer.Option("--channels", min=1, max=3, help="Of the images: 1 or 3.")]
@@ -84,6 +85,7 @@ def plan(
     seeds_per_pod: Annotated[int, typer.Option("--seeds-per-pod", min=1, help="Downstream jobs of a pod.")] = 1,
     workflow: Annotated[str | None, typer.Option("--workflow", help="Its name, for `status`.")] = None,
     overwrite: Overwrite = False,
+    strict_overlap: StrictOverlap = False,
 ) -> None:
     """Check the inputs, name the run, list its jobs; prints the run's name."""
     from app.stages.fan_out import write_fan_out
@@ -98,7 +100,7 @@ def plan(
     opened, run_id = _store(store), run_id or None
     base = _planned(opened, run_id, overwrite)
     config = _config(preset, [*(overrides or []), *chosen], sources, data_root, weights, base=base)
-    run = make_plan(opened, config, run_id, overwrite=overwrite)
+    run = make_plan(opened, config, run_id, overwrite=overwrite, strict_overlap=strict_overlap)
     if workflow:
         announce(run.store, workflow, run.run_id)
     if out is not None:
@@ -239,6 +241,7 @@ def run(
     threads: Threads = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Jobs at a time, which share the CPU threads.")] = 1,
     overwrite: Overwrite = False,
+    strict_overlap: StrictOverlap = False,
 ) -> None:
     """Run a whole study on this machine: plan, pretrain, downstream, report."""
     from app.stages.run import run_study
@@ -247,7 +250,9 @@ def run(
     base = _planned(opened, run_id, overwrite)
     config = _config(preset, overrides, sources, data_root, weights, device, threads, base=base)
     opened.patience.seconds = 60 * config.runtime.patience_minutes
-    summary, errors = run_study(opened, config, run_id, workers=workers, overwrite=overwrite)
+    summary, errors = run_study(
+        opened, config, run_id, workers=workers, overwrite=overwrite, strict_overlap=strict_overlap
+    )
     _show(summary)
     if errors:
         raise errors[0]

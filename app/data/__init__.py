@@ -3,6 +3,7 @@
 from app.data.catalog import SIZES, TASKS, Known, catalog, file_names, known, parse_task
 from app.data.datasets import SPLITS, Dataset, Split, default_roots, find_file, load_dataset, take_subset
 from app.data.download import Progress, fetch, file_name
+from app.data.overlap import fingerprints, say_overlap, shared_test_images
 from app.data.phantoms import PHANTOM_COUNTS, draw_phantoms, is_phantom, write_phantoms
 from app.data.subsets import draw_overlap, few_shot_draw, stratified_subset, uniform_subset
 from app.data.unlabelled import Unlabelled, load_unlabelled
@@ -26,11 +27,14 @@ __all__ = [
     "file_name",
     "file_names",
     "find_file",
+    "fingerprints",
     "is_phantom",
     "known",
     "load_dataset",
     "load_unlabelled",
     "parse_task",
+    "say_overlap",
+    "shared_test_images",
     "stratified_subset",
     "take_subset",
     "uniform_subset",

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from app.data import say_overlap
 from app.errors import InputError
 from app.jobs import keys
 from app.storage import MissingObject, Store
@@ -73,7 +74,24 @@ class DatasetInfo(_Model):
     source: str = ""
     title: str
     modality: str = ""
-    role: str = "downstream"
+    role: str = "downstream"  # or "pretrain", or "both"
+    unlabelled: Mapping[str, int] = {}  # with both roles: which of its splits are pretrained on, and how many images
+
+
+class TestImages(_Model):
+    """Images of a test split, and how many of them are pretrained on."""
+
+    images: int
+    shared: int
+
+
+class Overlap(_Model):
+    """Images that test splits share with the pretraining set, of which this split, so many images, is pretrained on."""
+
+    pretraining: str
+    split: str
+    images: int
+    test: Mapping[str, TestImages]
 
 
 class Experiment(_Model):
@@ -86,6 +104,7 @@ class Experiment(_Model):
     config: Mapping[str, Any]
     plan: Plan
     data: Mapping[str, DatasetInfo]
+    overlap: Overlap | None = None  # None if nothing is pretrained, or the plan is older than the comparison
     created: str
 
 
@@ -204,6 +223,19 @@ class Study:
     def protocols(self, dataset: str) -> tuple[str, ...]:
         """Protocols of a dataset, planned or done."""
         return in_order({p for d, p, _ in (*self.cells, *self.planned) if d == dataset}, PROTOCOL_ORDER)
+
+    @property
+    def overlaps(self) -> dict[str, str]:
+        """A sentence for each dataset of whose test images some are pretrained on."""
+        overlap = self.experiment.overlap
+        if overlap is None:
+            return {}
+        pretraining = self.title(overlap.pretraining)
+        told = {
+            name: say_overlap(self.title(name), pretraining, overlap.split, images=counts.images, shared=counts.shared)
+            for name, counts in overlap.test.items()
+        }
+        return {name: sentence for name, sentence in told.items() if sentence}
 
     def title(self, dataset: str) -> str:
         """Display name of a dataset."""

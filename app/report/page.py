@@ -152,6 +152,7 @@ def build_context(analysis: Analysis) -> dict[str, Any]:
         "progress": f"{done} of {planned} jobs" if planned > done else f"{done} jobs",
         "seeds": sorted({r.record.seed for r in results} | {p.record.seed for p in study.pretraining}),
         "synthetic": SYNTHETIC if experiment.synthetic else "",
+        "overlaps": list(study.overlaps.values()),
         "not_clinical": NOT_CLINICAL,
         "lead": lead(analysis),
         "sentences": [tables.sentence(study, c) for c in analysis.comparisons],
@@ -171,6 +172,7 @@ def build_context(analysis: Analysis) -> dict[str, Any]:
         and Block(curves, "Thin lines are seeds, thick lines their mean. k-NN looks at a labelled validation split."),
         "pretraining": tables.pretraining_jobs_table(study),
         "dataset_table": tables.datasets_table(study),
+        "overlap": tables.overlap_table(study),
         "datasets": datasets,
         "missing": tables.missing_lines(study),
         "jobs": tables.downstream_jobs_table(study),
@@ -223,6 +225,10 @@ def lead(analysis: Analysis) -> list[str]:
             lines.append(f"Largest gain. {tables.sentence(study, settled[-1])}")
         if settled and settled[0].verdict == "worse":
             lines.append(f"Largest loss. {tables.sentence(study, settled[0])}")
+    lines += [
+        f"Beware. {sentence} What BYOL and BYOL+ gain there is no evidence for images that they have not seen."
+        for sentence in study.overlaps.values()
+    ]
     if study.missing:
         things = "1 thing is" if len(study.missing) == 1 else f"{len(study.missing)} things are"
         lines.append(f"{things} missing: see “Missing”.")
@@ -440,7 +446,13 @@ def render_markdown(context: Mapping[str, Any]) -> str:
     section("Confusion matrices", *context["confusion_figures"])
     section("Every metric", context["metrics"])
     section("Pretraining", context["pretraining_figure"], context["pretraining"])
-    section("Data", context["dataset_table"], context["files"], *(d.histogram for d in context["datasets"]))
+    section(
+        "Data",
+        context["dataset_table"],
+        context["overlap"],
+        context["files"],
+        *(d.histogram for d in context["datasets"]),
+    )
     section("Jobs", context["jobs"])
     section("Environment", context["environment"])
     section("Settings", f"```yaml\n{context['settings']}```")

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from app.jobs import keys
-from app.report.collect import CellKey, Missing, Study
+from app.report.collect import CellKey, DatasetInfo, Missing, Study
 from app.report.compare import METRICS, Analysis, Comparison
 from app.science.statistics import Interval
 
@@ -182,13 +182,15 @@ def results_table(analysis: Analysis) -> Table:
             if not study.experiment.synthetic:
                 known = reference(study, dataset) if protocol == "finetune" else {}
                 cells.append(Cell(number(known["auroc"]), "paper") if known else Cell(""))
-            rows.append(Row(study.title(dataset), PROTOCOLS.get(protocol, protocol), tuple(cells)))
+            mark = " †" if dataset in study.overlaps else ""
+            rows.append(Row(study.title(dataset) + mark, PROTOCOLS.get(protocol, protocol), tuple(cells)))
     columns = [Column(method_name(m)) for m in study.methods]
     notes = ["Few-shot values are means over the draws of each seed, then over seeds."]
     if not study.experiment.synthetic:
         columns.append(Column("MedMNIST v2"))
         notes.append(f"{published()['medmnist']['source']}; for orientation beside fine-tuning.")
     baseline = method_name(analysis.baseline) if analysis.baseline else "a control"
+    notes += [f"† {sentence}" for sentence in study.overlaps.values()]
     return Table(
         "results",
         "Test AUROC: mean ± half-width of the 95 % t-interval over seeds",
@@ -459,25 +461,13 @@ def figure6_table(analysis: Analysis) -> Table:
 
 
 def datasets_table(study: Study) -> Table:
-    """The paper's Table 1 and Fig. 7 for the data of this run."""
-    paper = published()["datasets"]
+    """The paper's Table 1 and Fig. 7 for the data of this run; a set with both roles has a row in each."""
     rows = []
     for name, info in study.experiment.data.items():
-        known = paper.get(name.split("_")[0], {})
-        splits = " / ".join(f"{info.splits[s]:,}" for s in ("train", "val", "test") if s in info.splits)
-        splits = splits or f"{sum(info.splits.values()):,} unlabelled"
-        printed = " / ".join(f"{n:,}" for n in known.get("splits", ())) or (
-            f"{known['images']:,}" if "images" in known else NOT_DONE
-        )
-        texts = (
-            ", ".join(t for t in (info.modality, info.task if info.labels else "") if t) or NOT_DONE,
-            str(len(info.labels) or NOT_DONE),
-            splits,
-            printed,
-            f"{info.channels}×{info.size}×{info.size}",
-            info.licence,
-        )
-        rows.append(Row(info.role.capitalize(), info.title, tuple(Cell(t) for t in texts)))
+        if info.role != "downstream":
+            rows.append(_dataset_row("Pretrain", name, info, info.unlabelled or info.splits))
+        if info.role != "pretrain":
+            rows.append(_dataset_row("Downstream", name, info, info.splits))
     labels = (
         ("Modality and task", True),
         ("Classes", False),
@@ -492,6 +482,53 @@ def datasets_table(study: Study) -> Table:
         ("Role", "Dataset"),
         tuple(Column(label, text=text) for label, text in labels),
         tuple(sorted(rows, key=lambda row: row.group == "Downstream")),
+    )
+
+
+def _dataset_row(role: str, name: str, info: DatasetInfo, images: Mapping[str, int]) -> Row:
+    known = published()["datasets"].get(name.split("_")[0], {})
+    labelled = role == "Downstream"
+    splits = " / ".join(f"{images[s]:,}" for s in ("train", "val", "test") if s in images) if labelled else ""
+    which = " of train" if "train" in images else ""
+    printed = " / ".join(f"{n:,}" for n in known.get("splits", ())) or (
+        f"{known['images']:,}" if "images" in known else NOT_DONE
+    )
+    texts = (
+        ", ".join(t for t in (info.modality, info.task if labelled else "") if t) or NOT_DONE,
+        str(len(info.labels)) if labelled else NOT_DONE,
+        splits or f"{sum(images.values()):,} unlabelled{which}",
+        printed,
+        f"{info.channels}×{info.size}×{info.size}",
+        info.licence,
+    )
+    return Row(role, info.title, tuple(Cell(t) for t in texts))
+
+
+def overlap_table(study: Study) -> Table:
+    """How many images of each test split are pretrained on; no rows if that was not looked at."""
+    overlap = study.experiment.overlap
+    rows = [
+        Row(
+            "",
+            study.title(name),
+            (
+                Cell(f"{counts.images:,}"),
+                Cell(f"{counts.shared:,}", "worse" if counts.shared else ""),
+                Cell(f"{counts.shared / counts.images:.1%}", "worse" if counts.shared else ""),
+            ),
+        )
+        for name, counts in (overlap.test.items() if overlap else ())
+    ]
+    caption = "Test images that are among the images of pretraining"
+    if overlap:
+        caption += f" ({study.title(overlap.pretraining)}, {overlap.images:,} images)"
+    return Table(
+        "overlap",
+        caption,
+        ("", "Dataset"),
+        (Column("Test images"), Column("Pretrained on"), Column("Share")),
+        tuple(rows),
+        ("Equal pixels, by a hash of each image. What was cropped, scaled or compressed otherwise is not found.",),
     )
 
 

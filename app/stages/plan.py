@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.config import difference, identity
-from app.data import Dataset, Unlabelled, few_shot_draw
+from app.data import Dataset, Unlabelled, few_shot_draw, say_overlap, shared_test_images
 from app.errors import InputError, UsageError
 from app.jobs import keys
 from app.jobs.records import read_json, write_json
@@ -27,6 +27,7 @@ from app.jobs.run import (
     monitor_name,
     now,
 )
+from app.runtime import Progress
 from app.settings import Config
 from app.stages.fallback import settle_data
 from app.storage import Store
@@ -34,7 +35,14 @@ from app.storage import Store
 SAMPLE_COLUMNS, SAMPLE_SCALE = 12, 3
 
 
-def plan(store: Store, config: Config, run_id: str | None = None, *, overwrite: bool = False) -> Run:
+def plan(
+    store: Store,
+    config: Config,
+    run_id: str | None = None,
+    *,
+    overwrite: bool = False,
+    strict_overlap: bool = False,
+) -> Run:
     """Plan a run and publish ``experiment.json``; planning the same experiment again changes nothing.
 
     All data sets are loaded and checked now, so that a missing file fails before a GPU is taken.
@@ -44,12 +52,13 @@ def plan(store: Store, config: Config, run_id: str | None = None, *, overwrite: 
         config: its configuration.
         run_id: its name; by default the preset and 8 hex digits of the science (settings and data).
         overwrite: replace another experiment planned under the same name.
+        strict_overlap: refuse to pretrain on images of a test split.
 
     Returns:
         The planned run.
 
     Raises:
-        InputError: data are missing or damaged, real and synthetic mixed.
+        InputError: data are missing or damaged, real and synthetic mixed, or overlap although they must not.
         UsageError: k is larger than a class, or the name is taken by another experiment.
     """
     if run_id and not overwrite:
@@ -62,9 +71,8 @@ def plan(store: Store, config: Config, run_id: str | None = None, *, overwrite: 
     if len(synthetic) > 1:
         raise InputError("plan: some data sets are real and some are phantoms; use one kind in one run")
     _check_few_shot(config, labelled)
-    described = {data.name: data.describe("downstream") for data in labelled}
-    if unlabelled:
-        described[unlabelled.name] = unlabelled.describe("pretrain")
+    overlap = _overlap(unlabelled, labelled, strict=strict_overlap) if unlabelled else None
+    described = describe(labelled, unlabelled)
     science = {
         "config": config.science(),
         "data": {name: entry["sha256"] for name, entry in described.items()},
@@ -85,7 +93,7 @@ def plan(store: Store, config: Config, run_id: str | None = None, *, overwrite: 
         store.write(keys.sample_sheet(run.run_id, data.name), sample_sheet(data))
         labels = json.dumps({"labels": data.test.labels.tolist()})
         store.write(keys.test_labels(run.run_id, data.name), labels.encode())
-    if unlabelled:
+    if unlabelled and unlabelled.name not in config.study.datasets:
         store.write(keys.sample_sheet(run.run_id, unlabelled.name), sample_sheet(unlabelled))
     experiment = {
         "version": 1,
@@ -97,10 +105,36 @@ def plan(store: Store, config: Config, run_id: str | None = None, *, overwrite: 
         "monitor": monitor_name(run),
         "plan": list_jobs(run),
         "data": described,
+        "overlap": overlap,
         "created": now(),
     }
     write_json(store, key, experiment)
     return run
+
+
+def describe(labelled: list[Dataset], unlabelled: Unlabelled | None) -> dict[str, dict[str, Any]]:
+    """Describe each data set once, by its name; one that is pretrained on and evaluated has both roles."""
+    described = {data.name: data.describe("downstream") for data in labelled}
+    if unlabelled is None:
+        return described
+    if unlabelled.name not in described:
+        return described | {unlabelled.name: unlabelled.describe("pretrain")}
+    described[unlabelled.name] |= {"role": "both", "unlabelled": {unlabelled.split: len(unlabelled)}}
+    return described
+
+
+def _overlap(unlabelled: Unlabelled, labelled: list[Dataset], *, strict: bool) -> dict[str, Any]:
+    """Look for test images in the pretraining, say what there is, and return it for the plan."""
+    shared = shared_test_images(unlabelled, labelled)
+    titles = {data.name: data.title for data in labelled}
+    told = [say_overlap(titles[name], unlabelled.title, unlabelled.split, **counts) for name, counts in shared.items()]
+    for line in filter(None, told):
+        if strict:
+            splits = unlabelled.split == "all" and unlabelled.name in titles
+            remedy = "use --set data.pretrain_split=train" if splits else f"take them out of {unlabelled.source}"
+            raise InputError(f"--strict-overlap: {line.rstrip('.')}; {remedy}")
+        Progress("plan").say(f"WARNING: {line} Its results cannot tell how the encoder does on images it has not seen.")
+    return {"pretraining": unlabelled.name, "split": unlabelled.split, "images": len(unlabelled), "test": shared}
 
 
 def default_run_id(preset: str, science: Mapping[str, Any]) -> str:

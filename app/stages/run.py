@@ -24,7 +24,13 @@ from app.storage import Store, open_store
 
 
 def run_study(
-    store: Store, config: Config, run_id: str | None = None, *, workers: int = 1, overwrite: bool = False
+    store: Store,
+    config: Config,
+    run_id: str | None = None,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+    strict_overlap: bool = False,
 ) -> tuple[report.ReportSummary, list[AppError]]:
     """Run a whole study: plan, pretrain, downstream, report. Jobs that are done already are not run again.
 
@@ -38,6 +44,7 @@ def run_study(
         workers: jobs at a time. With several, each is a process and gets its share of the CPU threads,
             unless ``runtime.threads`` says otherwise.
         overwrite: run every job afresh.
+        strict_overlap: refuse to pretrain on images of a test split.
 
     Returns:
         The report's summary, and the errors of the jobs that failed.
@@ -48,7 +55,7 @@ def run_study(
     """
     if started_by_torchrun():
         raise UsageError("run: torchrun starts one pretraining; call `run` by itself, it takes all GPUs for each")
-    run = plan(store, config, run_id, overwrite=overwrite)
+    run = plan(store, config, run_id, overwrite=overwrite, strict_overlap=strict_overlap)
     progress = Progress("run", run_id=run.run_id)
     jobs = list_jobs(run)
     waiting = {job["key"]: job for kind in ("pretrain", "downstream") for job in jobs[kind]}

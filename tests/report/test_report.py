@@ -441,6 +441,59 @@ def test_a_run_without_any_result_is_reported() -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("role", ["another set", "itself"])
+def test_test_images_that_are_pretrained_on_are_said_everywhere(role: str) -> None:
+    run = small().write()
+    experiment = json.loads(run.store.read(f"{ROOT}/experiment.json"))
+    data = experiment["data"]
+    shared = {name: {"images": 50, "shared": 0} for name in run.datasets}
+    if role == "itself":
+        del data["nih_unlabelled"]
+        data["pneumoniamnist"] |= {"role": "both", "unlabelled": {"all": 500}}
+        shared["pneumoniamnist"]["shared"] = 50
+        sentence = (
+            "All 50 test images of PneumoniaMNIST are among the images of pretraining, PneumoniaMNIST (its "
+        )
+        name = "pneumoniamnist"
+    else:
+        shared["pneumoniamnist"]["shared"] = 3
+        sentence = "3 of 50 test images of PneumoniaMNIST are among the images of pretraining, NIH chest X-rays."
+        name = "nih_unlabelled"
+    experiment["overlap"] = {"pretraining": name, "split": "all", "images": 500, "test": shared}
+    run.put("experiment.json", experiment)
+    summary = write_report(run.store, RUN)
+    page, study = Page(read(run, "index.html")), collect(run.store, RUN)
+    for text in (page.text, read(run, "report.md"), summary.table_text):
+        assert sentence in text
+        assert "PneumoniaMNIST †" in text
+        assert "BreastMNIST †" not in text
+    [row, *others] = tables.overlap_table(study).rows
+    assert [cell.text for cell in row.cells] == (["50", "50", "100.0%"] if role == "itself" else ["50", "3", "6.0%"])
+    assert all(other.cells[1].text == "0" for other in others)
+    rows = [(row.group, row.head, row.cells[2].text) for row in tables.datasets_table(study).rows]
+    if role == "itself":
+        assert rows[0] == ("Pretrain", "PneumoniaMNIST", "500 unlabelled")
+        counts = " / ".join(f"{n:,}" for n in data["pneumoniamnist"]["splits"].values())
+        assert ("Downstream", "PneumoniaMNIST", counts) in rows
+        assert [info for info in study.experiment.data.values() if info.class_counts]
+    assert len(rows) == len(run.datasets) + 1
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_no_overlap_is_said_once_and_an_old_plan_says_nothing() -> None:
+    run = small().write()
+    write_report(run.store, RUN)
+    assert "among the images of pretraining" not in read(run, "index.html")
+    shared = {name: {"images": 50, "shared": 0} for name in run.datasets}
+    run.experiment(overlap={"pretraining": "nih_unlabelled", "split": "all", "images": 10000, "test": shared})
+    summary = write_report(run.store, RUN)
+    assert "†" not in summary.table_text
+    assert "Beware" not in read(run, "index.html")
+    table = "Test images that are among the images of pretraining (NIH chest X-rays, 10,000 images)"
+    assert Page(read(run, "index.html")).text.count(table) == 1
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_one_seed_has_no_interval_and_settles_nothing() -> None:
     run = small(seeds=(0,), shrink=1).write()
     write_report(run.store, RUN)

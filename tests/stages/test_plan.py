@@ -180,3 +180,71 @@ def test_a_presets_own_source_is_pretrained_on(tmp_path):
     own.write_text("extends: smoke\ndata: {pretrain: chest}\nsources: {chest: c.npz}\n")
     lines = cli._pretraining_source(str(own), None, ["derma=d.npz"])
     assert cli._config(str(own), lines, ["derma=d.npz"], None).data.pretrain == "chest"
+
+
+# --- images that are pretrained on and tested on ----------------------------------------------------
+
+
+def planned(call: Call, phantoms: Path, *more: str | Path) -> tuple[int, str, str]:
+    options = ["--preset", "smoke", *SMALL, "--data-root", phantoms, "--set", "data.subset=null"]
+    return call("plan", "--store", "runs", "--run-id", "r", *options, *more)
+
+
+def test_a_set_that_is_pretrained_on_and_evaluated_keeps_its_description(call, phantoms):
+    assert planned(call, phantoms)[0] == 0
+    alone = experiment("r")["data"]["breastmnist"]
+    sheet = Path("runs/runs/r/samples/breastmnist.png").read_bytes()
+    assert planned(call, phantoms, "--overwrite", "--set", "data.pretrain=breastmnist")[0] == 0
+    plan = experiment("r")
+    both = plan["data"]["breastmnist"]
+    images = sum(alone["splits"].values())
+    assert both == alone | {"role": "both", "unlabelled": {"all": images}}
+    assert both["class_counts"]["test"]
+    assert Path("runs/runs/r/samples/breastmnist.png").read_bytes() == sheet, "a row for each class"
+    test = alone["splits"]["test"]
+    assert plan["overlap"] == {
+        "pretraining": "breastmnist", "split": "all", "images": images,
+        "test": {"breastmnist": {"images": test, "shared": test}},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def copies(phantoms: Path, tmp_path: Path) -> Path:
+    """Other images, and five test images of BreastMNIST, under a name that does not tell."""
+    with np.load(phantoms / "breastmnist.npz") as breast, np.load(phantoms / "pneumoniamnist.npz") as other:
+        images = np.concatenate([other["train_images"][:200], breast["test_images"][3:8]])
+    np.savez(tmp_path / "scans.npz", images=images, synthetic=True)
+    return tmp_path / "scans.npz"
+
+
+def test_shared_images_are_said_in_plan_and_on_the_terminal(call, phantoms, copies, monkeypatch, capsys):
+    said = []
+    monkeypatch.setattr("app.runtime.Progress.say", lambda _, message, **__: said.append(message))
+    assert planned(call, phantoms, "--data", f"scans={copies}", "--set", "data.pretrain=scans")[0] == 0
+    [warning] = [line for line in said if "WARNING" in line]
+    assert "5 of 156 test images of BreastMNIST (SYNTHETIC) are among the images of pretraining, scans (SYNTHETIC)." in warning
+    assert experiment("r")["overlap"]["test"] == {"breastmnist": {"images": 156, "shared": 5}}
+    said.clear()
+    assert planned(call, phantoms, "--data", f"scans={copies}", "--set", "data.pretrain=scans")[0] == 0
+    assert warning in said, "each time that it is planned"
+    said.clear()
+    assert planned(call, phantoms, "--overwrite")[0] == 0
+    assert [line for line in said if "WARNING" in line] == []
+    assert experiment("r")["overlap"]["test"] == {"breastmnist": {"images": 156, "shared": 0}}
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_strict_overlap_refuses(call, phantoms, copies, command):
+    options = ["--store", "runs", "--run-id", "r", "--preset", "smoke", *SMALL, "--data-root", phantoms]
+    options += ["--set", "data.subset=null", "--strict-overlap"]
+    for own, remedy in (
+        (["--set", "data.pretrain=scans", "--data", f"scans={copies}"], f"take them out of {copies}"),
+        (["--set", "data.pretrain=breastmnist"], "use --set data.pretrain_split=train"),
+    ):
+        code, out, err = call(command, *options, *own)
+        assert (code, out, len(err.splitlines())) == (66, "", 1), err
+        assert "--strict-overlap: " in err
+        assert err.endswith(remedy)
+        assert not Path("runs/runs").exists()
+    assert call("plan", *options, "--set", "data.pretrain=breastmnist", "--set", "data.pretrain_split=train")[0] == 0
+    assert experiment("r")["data"]["breastmnist"]["unlabelled"] == {"train": 400}
