@@ -1,188 +1,170 @@
-"""Convolutions on small maps, as fewer products of matrices.
+"""Convolutions on small maps: several ways to one result, of which every machine has its own fastest.
 
-On the small maps of a ResNet at 28 to 64 px an ordinary convolution spends much of its time on padding. Along
-one axis, a convolution of a few pixels with three taps is a bilinear map of little rank: with constant
-matrices ``T``, ``G``, ``S``
+At 28 to 64 px most maps of a ResNet have 1 to 64 pixels, where an ordinary convolution multiplies much padding and
+libraries are slow. Each of a convolution's three passes, ``forward``, the gradient of its ``input`` and that of its
+``weight``, can be done in these ways (``WAYS``), equal to rounding:
 
-    ``y = S ((G w) * (T x))``          (* element by element, ``p`` products)
+    ``library``  torch's own: oneDNN
+    ``few``      minimal filters along both axes (``filters.py``): the fewest products, with additions before and after
+                 that bfloat16 does not stand on maps beyond 2x2
+    ``rows``     a row of the output is one product of the rows under it and a matrix that holds the kernel at each of
+                 its pixels: no copies of maps, more multiplications
+    ``taps``     a product for each tap, of all pixels that it touches: a linear layer where there is one tap
 
-for every input ``x`` (n pixels) and kernel ``w``. Taken along both axes, and with the products summed over the
-input channels, the element-wise product becomes ``p * p`` products of matrices, (N, C) by (C, O). Additions
-cost little, so what counts is ``p``. Along an axis of 4 pixels, for one, 12 taps of which 10 touch data
-become 6 products.
+All but the first are products of matrices, by torch's default or, in float32, by oneDNN (``rows:onednn``), which is
+faster where the default does not know the CPU. Which way is taken is a table, see ``kernels.py``; what the table does
+not have goes by ``default_ways``.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from fractions import Fraction
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Matrix = list[list[Fraction]]
+from app.science.products import (
+    Few,
+    forward_by_rows,
+    forward_by_the_tap,
+    input_by_rows,
+    input_by_the_tap,
+    named,
+    weight_by_taps,
+)
 
-# Pixels along an axis, by kernel and stride, up to which a training step is faster this way (forward and backward,
-# batches of 128 and 256 images, 64 to 512 channels, against oneDNN 3.12 with AVX2). Beyond, the transforms cost more
-# than the products save: a 3x3 kernel on 16x16 maps takes 1.1 times as long, with stride 2 on 7x7 maps 1.5 times.
+LIBRARY, FEW, ROWS, TAPS, ONEDNN = "library", "few", "rows", "taps", ":onednn"
+
+# Pixels along an axis, by kernel and stride, up to which few products are taken where nothing was measured (on oneDNN
+# 3.12 with AVX2 a training step is faster so; batches of 128 and 256, 64 to 512 channels).
 LARGEST_MAP = {(3, 1): 8, (3, 2): 4, (1, 2): 2}
-POINTS = (Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-2))  # good ones: Barabasz et al. 2020
 
 
-def toom_cook(outputs: int, taps: int) -> tuple[Matrix, Matrix, Matrix]:
-    """Winograd's minimal filter F(``outputs``, ``taps``): ``y_i = sum_k w_k x_(i+k)`` by few products.
+@dataclass(frozen=True)
+class Ways:
+    """How each pass of a convolution is done."""
 
-    The transposed Toom-Cook multiplication of polynomials (Winograd 1980; Lavin and Gray 2016, section 4):
-    with evaluation at ``POINTS`` and infinity.
-
-    Args:
-        outputs: pixels of ``y``, 1 to 4.
-        taps: of ``w``; ``x`` has ``outputs + taps - 1`` pixels.
-
-    Returns:
-        T (p, pixels of x), G (p, taps), S (outputs, p), with p = outputs + taps - 1.
-    """
-    count = outputs + taps - 1
-
-    def evaluation(coefficients: int) -> Matrix:
-        rows = [[point**power for power in range(coefficients)] for point in POINTS[: count - 1]]
-        return [*rows, [Fraction(int(power == coefficients - 1)) for power in range(coefficients)]]
-
-    transform = transpose(inverse(evaluation(count)))
-    return transform, evaluation(taps), transpose(evaluation(outputs))
+    forward: str
+    input: str
+    weight: str
 
 
-def transpose(matrix: Matrix) -> Matrix:
-    """Swap rows and columns."""
-    return [list(column) for column in zip(*matrix, strict=True)]
+class Shape(NamedTuple):
+    """What decides which way is the fastest, but for the machine and the number of images."""
 
+    kernel: int
+    stride: int
+    inputs: int
+    outputs: int
+    height: int
+    width: int
+    precision: str
 
-def inverse(matrix: Matrix) -> Matrix:
-    """Invert a square matrix exactly, by Gauss and Jordan."""
-    size = len(matrix)
-    rows = [[*row, *(Fraction(int(i == j)) for j in range(size))] for i, row in enumerate(matrix)]
-    for i in range(size):
-        pivot = next(j for j in range(i, size) if rows[j][i] != 0)
-        rows[i], rows[pivot] = rows[pivot], rows[i]
-        rows[i] = [value / rows[i][i] for value in rows[i]]
-        for j in range(size):
-            if j != i and rows[j][i] != 0:
-                rows[j] = [a - rows[j][i] * b for a, b in zip(rows[j], rows[i], strict=True)]
-    return [row[size:] for row in rows]
-
-
-def direct(size: int, taps: Sequence[int], stride: int) -> tuple[Matrix, Matrix, Matrix]:
-    """One product for each tap that touches data: nothing is saved but the padding.
-
-    Args:
-        size: pixels along the axis.
-        taps: offset of each tap from the output's pixel, such as -1, 0, 1.
-        stride: of the convolution.
-
-    Returns:
-        T (p, size), G (p, taps), S (outputs, p).
-    """
-    outputs = (size - 1) // stride + 1
-    touching = [
-        (output, output * stride + offset, tap)
-        for output in range(outputs)
-        for tap, offset in enumerate(taps)
-        if 0 <= output * stride + offset < size
-    ]
-    return (
-        [[Fraction(int(pixel == i)) for i in range(size)] for _, pixel, _ in touching],
-        [[Fraction(int(tap == k)) for k in range(len(taps))] for _, _, tap in touching],
-        [[Fraction(int(output == o)) for output, _, _ in touching] for o in range(outputs)],
-    )
-
-
-def tiled(size: int) -> tuple[Matrix, Matrix, Matrix]:
-    """Three taps with stride 1: tiles of up to four outputs, each by ``toom_cook``.
-
-    Args:
-        size: pixels along the axis.
-
-    Returns:
-        T (p, size), G (p, 3), S (size, p).
-    """
-    if size == 2:  # three products where a tile takes four: its outer pixels would be padding
-        one = Fraction(1)
+    def __str__(self) -> str:
         return (
-            [[one, one], [0 * one, one], [one, 0 * one]],
-            [[0 * one, one, 0 * one], [0 * one, -one, one], [one, -one, 0 * one]],
-            [[one, one, 0 * one], [one, 0 * one, one]],
+            f"{self.kernel}x{self.kernel}/{self.stride} {self.inputs}-{self.outputs} "
+            f"{self.height}x{self.width} {self.precision}"
         )
-    tiles = -(-size // 4)
-    lengths = [size // tiles + (tile < size % tiles) for tile in range(tiles)]
-    transform: Matrix = []
-    kernel: Matrix = []
-    blocks: list[tuple[int, Matrix]] = []
-    for tile, length in enumerate(lengths):
-        first = sum(lengths[:tile]) - 1  # the pixel under the tile's first tap
-        t, g, s = toom_cook(length, 3)
-        transform += [[row[i - first] if 0 <= i - first < len(row) else Fraction(0) for i in range(size)] for row in t]
-        kernel += g
-        blocks.append((len(transform) - len(t), s))
-    back = [
-        [row[p - start] if 0 <= p - start < len(row) else Fraction(0) for p in range(len(transform))]
-        for start, block in blocks
-        for row in block
-    ]
-    return transform, kernel, back
 
 
-@functools.cache
-def axis_matrices(
-    size: int, kernel: int, stride: int, plain: bool, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, slice]:
-    """Return T, G, S of a convolution along one axis, and which of the kernel's taps G takes.
+Table = Mapping[str, Ways]
 
-    Args:
-        size: pixels along the axis.
-        kernel: 3 (with padding 1) or 1 (without).
-        stride: 1 or 2.
-        plain: additions and subtractions of pixels are not wanted: one product for each tap that touches data.
-        dtype: of the matrices.
+
+class Convolution(nn.Conv2d):
+    """A 3x3 or 1x1 convolution without bias, done in the ways of ``table``; parameters are those of ``nn.Conv2d``.
+
+    Other devices than the CPU take torch's way, and so do groups.
+
+    Attributes:
+        table: ways by shape; see ``use``.
     """
-    taps = (-1, 0, 1) if kernel == 3 else (0,)
-    direct_way = plain or kernel == 1 or stride != 1 or size == 1
-    transform, taken, back = direct(size, taps, stride) if direct_way else tiled(size)
-    used = [any(row[tap] != 0 for row in taken) for tap in range(kernel)]
-    part = slice(used.index(True), kernel - used[::-1].index(True))
-    made = (torch.tensor([[float(v) for v in row] for row in m], dtype=dtype) for m in (transform, taken, back))
-    t, g, s = made
-    return t, g[:, part].contiguous(), s, part
 
-
-class SmallMapConv2d(nn.Conv2d):
-    """A 3x3 or 1x1 convolution without bias that multiplies less on small maps; see the module's text.
-
-    Parameters and state dict are those of ``nn.Conv2d``; outputs and gradients agree to rounding. Large maps,
-    groups, other devices than the CPU, and bfloat16 where pixels would have to be added up, take the ordinary path.
-    """
+    table: Table = MappingProxyType({})
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve ``x`` (N, C, H, W); same result and shape as ``nn.Conv2d``."""
+        """Convolve ``x`` (N, C, H, W); same result and shape as ``nn.Conv2d``, to rounding."""
         if x.device.type != "cpu":
             return super().forward(x)
-        size = max(x.shape[2:])
-        reduced = torch.is_autocast_enabled("cpu")
-        largest = LARGEST_MAP.get((self.kernel_size[0], self.stride[0]), 0) if self.groups == 1 else 0
-        if size <= (min(largest, 2) if reduced else largest):
-            return few_products(x, self.weight, self.stride[0], plain=reduced)
-        if reduced and size == 1:
-            return on_one_pixel(x, self.weight, self.groups)
-        return super().forward(x)
+        if self.groups > 1:
+            alone = x.shape[2:] == (1, 1) and torch.is_autocast_enabled("cpu")
+            return on_one_pixel(x, self.weight, self.groups) if alone else super().forward(x)
+        shape = self.shape_of(x)
+        ways = self.table.get(str(shape)) or default_ways(shape)
+        if ways == Ways(LIBRARY, LIBRARY, LIBRARY):
+            return super().forward(x)
+        return convolve(x, self.weight, self.stride[0], ways)
+
+    def shape_of(self, x: Tensor) -> Shape:
+        """Return what the table knows this convolution of ``x`` by."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        return Shape(kernel, stride, self.in_channels, self.out_channels, x.shape[2], x.shape[3], _precision())
+
+
+class Linear(nn.Linear):
+    """A linear layer, in float32 on a CPU done in the ways that ``table`` has for a 1x1 convolution of one pixel."""
+
+    table: Table = MappingProxyType({})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (N, C) to (N, O), as ``nn.Linear``, to rounding."""
+        ways = self.table.get(str(self.shape_of(x))) if x.device.type == "cpu" else None
+        if ways is None or ways == Ways(TAPS, TAPS, TAPS):
+            return super().forward(x)
+        out = convolve(x[:, :, None, None], self.weight[:, :, None, None], 1, ways).flatten(1)
+        return out if self.bias is None else out + self.bias
+
+    def shape_of(self, x: Tensor) -> Shape:
+        """Return what the table knows this layer by."""
+        return Shape(1, 1, self.in_features, self.out_features, 1, 1, _precision())
+
+
+def _precision() -> str:
+    return "bfloat16" if torch.is_autocast_enabled("cpu") else "float32"
+
+
+def use(network: nn.Module, table: Table) -> None:
+    """Let all layers of ``network`` that have a choice go by ``table``."""
+    for module in network.modules():
+        if isinstance(module, Convolution | Linear):
+            module.table = table
+
+
+def default_ways(shape: Shape) -> Ways:
+    """Return the ways of a shape that was not measured."""
+    size = max(shape.height, shape.width)
+    if shape.precision == "bfloat16" or (shape.kernel, shape.stride) not in LARGEST_MAP:
+        few = 0
+    else:
+        few = LARGEST_MAP[shape.kernel, shape.stride]
+    if size <= few:
+        return Ways(FEW, FEW, FEW)
+    if size == 1:
+        return Ways(TAPS, TAPS, TAPS)
+    if size == 2 and shape.kernel == 3:
+        return Ways(ROWS, ROWS, TAPS)
+    return Ways(LIBRARY, LIBRARY, LIBRARY)
+
+
+def plain_ways(shape: Shape) -> Ways:
+    """Return torch's own way, or the one that stands in for it where it is wrong."""
+    return Ways(*[LIBRARY if library_is_right(shape) else TAPS] * 3)
+
+
+def library_is_right(shape: Shape) -> bool:
+    """Whether torch's own convolution may be used.
+
+    On CPUs with AVX512_BF16 or AMX, oneDNN 3.12 (torch 2.14.1) leaves the bfloat16 gradient of a 3x3 kernel with
+    stride 2 unwritten on maps of one pixel, but for its middle tap.
+    """
+    return shape.precision != "bfloat16" or max(shape.height, shape.width) > 1
 
 
 def on_one_pixel(x: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """Convolve maps of one pixel, which the middle tap alone touches: a linear layer, or one for each group.
-
-    oneDNN 3.12 (torch 2.14.1) must not do it in bfloat16: on CPUs with AVX512_BF16 or AMX the gradient of a 3x3
-    kernel with stride 2 is memory that nobody has written, but for its middle tap.
+    """Convolve maps of one pixel, which the middle tap alone touches, by a linear layer for each group of channels.
 
     Args:
         x: (N, C, 1, 1).
@@ -193,87 +175,83 @@ def on_one_pixel(x: Tensor, weight: Tensor, groups: int) -> Tensor:
         (N, O, 1, 1), in channels-last order; as ``F.conv2d``.
     """
     middle = weight[:, :, weight.shape[2] // 2, weight.shape[3] // 2]
-    if groups == 1:
-        out = F.linear(x.flatten(1), middle)
-    else:
-        by_group = x.reshape(len(x), groups, -1).transpose(0, 1)  # (groups, N, C / groups)
-        products = torch.bmm(by_group, middle.view(groups, len(middle) // groups, -1).mT)
-        out = products.transpose(0, 1).flatten(1)
+    by_group = x.reshape(len(x), groups, -1).transpose(0, 1)  # (groups, N, C / groups)
+    products = torch.bmm(by_group, middle.view(groups, len(middle) // groups, -1).mT)
+    out = products.transpose(0, 1).flatten(1)
     return out[:, :, None, None].contiguous(memory_format=torch.channels_last)
 
 
-def few_products(x: Tensor, weight: Tensor, stride: int, *, plain: bool = False) -> Tensor:
-    """Convolve by few products of matrices.
+def convolve(x: Tensor, weight: Tensor, stride: int, ways: Ways) -> Tensor:
+    """Convolve in the given ways.
 
     Args:
         x: (N, C, H, W).
         weight: (O, C, 3, 3), for padding 1, or (O, C, 1, 1), for none.
         stride: along both axes.
-        plain: see ``axis_matrices``.
+        ways: of the three passes.
 
     Returns:
         (N, O, H', W'), in channels-last order; as ``F.conv2d``.
     """
-    out: Tensor = FewProducts.apply(x, weight, stride, plain)
+    if torch.is_autocast_enabled("cpu"):
+        reduced = torch.get_autocast_dtype("cpu")
+        x, weight = x.to(reduced), weight.to(reduced)
+    with torch.autocast("cpu", enabled=False):
+        out: Tensor = _Convolve.apply(x, weight, stride, ways)
     return out
 
 
-class FewProducts(torch.autograd.Function):
-    """``few_products`` with its gradient, for which ``x`` is transformed anew: kept, it would be the larger."""
+class _Convolve(torch.autograd.Function):
+    """``convolve`` with its gradients; all that is kept are ``x`` and ``weight``: transforms are larger."""
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu")  # type: ignore[untyped-decorator]
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, plain: bool) -> Tensor:
-        """Return ``S ((G w) * (T x))``."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, ways: Ways) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.axes = tuple(axis_matrices(size, weight.shape[2], stride, plain, x.dtype) for size in x.shape[2:])
-        return back(ctx.axes, torch.bmm(pixels(ctx.axes, x), kernels(ctx.axes, weight).mT), len(x))
+        ctx.stride, ctx.ways = stride, ways
+        return forward(x, weight, stride, ways.forward)
 
     @staticmethod
-    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """Return the gradients of ``x`` and ``weight``: each matrix transposed, in the opposite order."""
         x, weight = ctx.saved_tensors
-        (t_rows, g_rows, s_rows, rows), (t_columns, g_columns, s_columns, columns) = ctx.axes
-        products = both_axes(s_rows.T, s_columns.T, gradients[0].permute(2, 3, 0, 1)).flatten(0, 1)
-        of_x = of_weight = None
-        if ctx.needs_input_grad[0]:
-            of_pixels = torch.bmm(products, kernels(ctx.axes, weight))
-            of_x = both_axes(t_rows.T, t_columns.T, of_pixels.view(len(t_rows), len(t_columns), *of_pixels.shape[1:]))
-            of_x = of_x.permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
-        if ctx.needs_input_grad[1]:
-            of_kernels = torch.bmm(products.mT, pixels(ctx.axes, x))
-            taps = both_axes(g_rows.T, g_columns.T, of_kernels.view(len(g_rows), len(g_columns), *of_kernels.shape[1:]))
-            of_weight = torch.zeros_like(weight)
-            of_weight[:, :, rows, columns] = taps.permute(2, 3, 0, 1)
+        of_x, of_weight = backward(gradients[0], x, weight, ctx.stride, ctx.ways, ctx.needs_input_grad[:2])
         return of_x, of_weight, None, None
 
 
-Axes = tuple[tuple[Tensor, Tensor, Tensor, slice], tuple[Tensor, Tensor, Tensor, slice]]
+def forward(x: Tensor, weight: Tensor, stride: int, way: str) -> Tensor:
+    """Convolve ``x`` (N, C, H, W) with ``weight`` (O, C, k, k) in one way: (N, O, H', W'), channels-last."""
+    way, multiply = named(way)
+    if way == LIBRARY:
+        return F.conv2d(x, weight, None, stride, weight.shape[2] // 2)
+    if way == FEW:
+        return Few(x.shape, weight, stride).forward(x, multiply)
+    if way == ROWS:
+        return forward_by_rows(x, weight, stride, multiply)
+    return forward_by_the_tap(x, weight, stride, multiply)
 
 
-def pixels(axes: Axes, x: Tensor) -> Tensor:
-    """Transform (N, C, H, W) to the pixels' side of the products, (p * p, N, C)."""
-    return both_axes(axes[0][0], axes[1][0], x.permute(2, 3, 0, 1)).flatten(0, 1)
-
-
-def kernels(axes: Axes, weight: Tensor) -> Tensor:
-    """Transform (O, C, k, k) to the kernels' side of the products, (p * p, O, C)."""
-    (_, g_rows, _, rows), (_, g_columns, _, columns) = axes
-    return both_axes(g_rows, g_columns, weight[:, :, rows, columns].permute(2, 3, 0, 1)).flatten(0, 1)
-
-
-def back(axes: Axes, products: Tensor, count: int) -> Tensor:
-    """Transform the products, (p * p, N, O), to (N, O, H', W')."""
-    s_rows, s_columns = axes[0][2], axes[1][2]
-    out = both_axes(s_rows, s_columns, products.view(s_rows.shape[1], s_columns.shape[1], count, -1))
-    return out.permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
-
-
-def both_axes(rows: Tensor, columns: Tensor, x: Tensor) -> Tensor:
-    """Apply ``rows`` (P, H) and ``columns`` (Q, W) to the first two axes of ``x`` (H, W, A, B): (P, Q, A, B)."""
-    height, width, a, b = x.shape
-    if rows.shape == columns.shape == (1, 1):  # ones
-        return x.contiguous()
-    along_rows = rows @ x.reshape(height, -1)
-    return torch.matmul(columns, along_rows.view(len(rows), width, -1)).view(len(rows), len(columns), a, b)
+def backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: int, ways: Ways, wanted: tuple[bool, bool] = (True, True)
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of ``x`` and ``weight``, those that are wanted, by that of the output (N, O, H', W')."""
+    (input_way, multiply), (weight_way, multiply_for_weight) = named(ways.input), named(ways.weight)
+    by_library = [wanted[0] and input_way == LIBRARY, wanted[1] and weight_way == LIBRARY]
+    of_x = of_weight = None
+    if any(by_library):
+        padding = weight.shape[2] // 2
+        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [*by_library, False]
+        )
+    few = Few(x.shape, weight, stride)
+    if (wanted[0] and input_way == FEW) or (wanted[1] and weight_way == FEW):
+        of_products = few.of_products(gradient)
+    if wanted[0] and input_way == FEW:
+        of_x = few.of_input(of_products, multiply)
+    elif wanted[0] and input_way == ROWS:
+        of_x = input_by_rows(gradient, x.shape, weight, stride, multiply)
+    elif wanted[0] and input_way == TAPS:
+        of_x = input_by_the_tap(gradient, x.shape, weight, stride, multiply)
+    if wanted[1] and weight_way == FEW:
+        of_weight = few.of_weight(of_products, x, multiply_for_weight)
+    elif wanted[1] and weight_way == TAPS:
+        of_weight = weight_by_taps(gradient, x, weight, stride, multiply_for_weight)
+    return of_x, of_weight

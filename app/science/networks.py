@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.errors import InputError, UsageError
-from app.science.convolutions import SmallMapConv2d
+from app.science.convolutions import Convolution, Linear
 from app.settings import Stem
 
 ARCHITECTURES = (
@@ -48,7 +48,7 @@ class Encoder(nn.Module):
         if stem == "cifar":
             resnet.maxpool = nn.Identity()
         resnet.fc = nn.Identity()
-        _use_small_map_convolutions(resnet)
+        _use_own_convolutions(resnet)
         self.resnet = resnet.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,21 +98,21 @@ class Encoder(nn.Module):
         self.resnet.load_state_dict(state)
 
 
-def _use_small_map_convolutions(module: nn.Module) -> None:
+def _use_own_convolutions(module: nn.Module) -> None:
     for child in module.modules():
         if type(child) is nn.Conv2d and child.bias is None:
             size = child.kernel_size[0]
             if size in (1, 3) and child.padding == (size // 2, size // 2) and child.dilation == (1, 1):
-                child.__class__ = SmallMapConv2d
+                child.__class__ = Convolution
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """Projector or predictor: Linear, BatchNorm, ReLU, Linear (Grill et al. 2020, section 3.3)."""
     return nn.Sequential(
-        nn.Linear(inputs, hidden, bias=False),
+        Linear(inputs, hidden, bias=False),
         nn.BatchNorm1d(hidden),
         nn.ReLU(inplace=True),
-        nn.Linear(hidden, outputs),
+        Linear(hidden, outputs),
     )
 
 

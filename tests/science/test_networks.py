@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from app.errors import InputError, UsageError
-from app.science.convolutions import SmallMapConv2d
+from app.science.convolutions import Convolution
 from app.science.networks import ARCHITECTURES, Classifier, Encoder, mlp, normalise, to_float
 
 
@@ -24,7 +24,7 @@ def test_every_convolution_but_the_first_is_ours(architecture, stem):
         made = Encoder(architecture, stem)
     others = {name for name, module in made.named_modules() if type(module) is nn.Conv2d}
     assert others <= {"resnet.conv1"}
-    assert sum(type(module) is SmallMapConv2d for module in made.modules()) >= 19
+    assert sum(type(module) is Convolution for module in made.modules()) >= 19
 
 
 def test_maps_of_a_gray_image_are_channels_last_throughout():
@@ -157,7 +157,9 @@ def test_classifier_is_a_torchvision_resnet_whose_fc_is_the_head():
 
 def test_heads_are_linear_batchnorm_relu_linear():
     head = mlp(7, 11, 3)
-    assert [type(layer) for layer in head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    kinds = (nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear)
+    assert len(head) == len(kinds)
+    assert all(isinstance(layer, kind) for layer, kind in zip(head, kinds, strict=True))
     assert head[0].weight.shape == (11, 7)
     assert head[0].bias is None
     assert head[3].weight.shape == (3, 11)

@@ -1,0 +1,167 @@
+"""Which way each convolution of a network takes: measured, not assumed.
+
+For every shape and pass the ways of ``convolutions.py`` are timed against each other at the job's number of images.
+A way whose result is further than rounding from the float32 one, or not finite, is out; so is one that gains less than
+``WORTH`` over the default, so that noise decides nothing that does not matter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from app.science.convolutions import (
+    FEW,
+    LIBRARY,
+    ONEDNN,
+    ROWS,
+    TAPS,
+    Convolution,
+    Linear,
+    Shape,
+    Table,
+    Ways,
+    backward,
+    default_ways,
+    forward,
+    library_is_right,
+    plain_ways,
+)
+from app.science.products import touching
+
+WORTH = 1.1  # how many times as fast as the default a way has to be
+HOPELESS = 2.0  # a way that is so many times slower than the fastest is not timed again
+ROUNDS, SECONDS = 5, 0.03  # of timing each way: at most so many, and none after so long
+ROUNDING = {"float32": 2e-5, "bfloat16": 2e-2}  # largest error over largest value
+LARGEST = {FEW: 16, ROWS: 8, TAPS: 16}  # pixels along an axis beyond which a way never paid
+
+
+def shapes_of(network: nn.Module, images: Tensor, precision: str) -> list[Shape]:
+    """Return the shapes of all convolutions that have a choice, each once.
+
+    Args:
+        network: takes ``images``; left as it is.
+        images: (N, C, H, W); two are enough.
+        precision: ``float32`` or ``bfloat16``.
+    """
+    found: dict[Shape, None] = {}
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, Convolution | Linear)
+        found[layer.shape_of(inputs[0])] = None
+
+    ours = [m for m in network.modules() if isinstance(m, Linear) or (isinstance(m, Convolution) and m.groups == 1)]
+    handles = [module.register_forward_pre_hook(look) for module in ours]
+    training = {module: module.training for module in network.modules()}
+    try:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            network.eval()(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in training.items():
+            module.training = mode
+    return list(found)
+
+
+def plain_table(shapes: list[Shape]) -> Table:
+    """Return torch's own way for every shape, where it is right."""
+    return {str(shape): plain_ways(shape) for shape in shapes}
+
+
+def measured_table(shapes: list[Shape], batch: int) -> Table:
+    """Time all ways of all shapes with ``batch`` images: about a second for a ResNet-18 at 28 px."""
+    return {str(shape): measured_ways(shape, batch) for shape in shapes}
+
+
+def measured_ways(shape: Shape, batch: int) -> Ways:
+    """Return the fastest way of each pass that can be trusted."""
+    dtype = torch.bfloat16 if shape.precision == "bfloat16" else torch.float32
+    made = torch.Generator().manual_seed(0)
+    sizes = (batch, shape.inputs, shape.height, shape.width), (shape.outputs, shape.inputs, *[shape.kernel] * 2)
+    x, weight = (
+        torch.randn(size, generator=made).to(dtype).contiguous(memory_format=torch.channels_last) for size in sizes
+    )
+    with torch.no_grad():
+        right = forward(x.float(), weight.float(), shape.stride, LIBRARY)
+        gradient = torch.randn(right.shape, generator=made).to(dtype).contiguous(memory_format=torch.channels_last)
+        tensors = gradient, x, weight
+        exact = gradient.float(), x.float(), weight.float()
+        of_x, of_weight = backward(*exact, shape.stride, Ways(LIBRARY, LIBRARY, LIBRARY))
+        passes: dict[str, tuple[Tensor | None, Callable[[str], Tensor | None]]] = {
+            "forward": (right, lambda way: forward(x, weight, shape.stride, way)),
+            "input": (of_x, lambda way: backward(*tensors, shape.stride, Ways(way, way, way), (True, False))[0]),
+            "weight": (of_weight, lambda way: backward(*tensors, shape.stride, Ways(way, way, way), (False, True))[1]),
+        }
+        return Ways(
+            **{
+                name: fastest(
+                    {way: functools.partial(do, way) for way in ways_of(shape, name)},
+                    right=cast(Tensor, expected),
+                    rounding=ROUNDING[shape.precision],
+                    usual=getattr(default_ways(shape), name),
+                )
+                for name, (expected, do) in passes.items()
+            }
+        )
+
+
+def ways_of(shape: Shape, which: str) -> list[str]:
+    """Return the ways that a pass of a convolution can take; ``which`` is ``forward``, ``input`` or ``weight``."""
+    size = max(shape.height, shape.width)
+    one_tap = all(len({tap for _, _, tap in touching(n, shape.kernel, shape.stride)}) == 1 for n in shape[4:6])
+    fits = {
+        FEW: shape.kernel == 3 or shape.stride == 2,
+        ROWS: which != "weight" and shape.kernel == 3 and size > 1,
+        TAPS: which == "weight" or one_tap,
+    }
+    ways = [way for way, possible in fits.items() if possible and (size <= LARGEST[way] or shape.kernel == 1)]
+    if shape.precision == "float32" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        # Not few products beyond 2x2: they are many small ones, and oneDNN takes them one by one.
+        ways += [way + ONEDNN for way in ways if way != FEW or size <= 2]
+    return [LIBRARY, *ways] if library_is_right(shape) else ways
+
+
+def fastest(ways: Mapping[str, Callable[[], Tensor | None]], *, right: Tensor, rounding: float, usual: str) -> str:
+    """Return the name of the fastest way that comes out right; ``usual`` if that is nearly as fast.
+
+    Args:
+        ways: by name; each computes the same tensor.
+        right: what they should compute.
+        rounding: the largest error that is let through, over the largest value of ``right``.
+        usual: the way to prefer; it may be wrong or missing, and then loses.
+    """
+    alive = {name: do for name, do in ways.items() if _is_right(do, right, rounding)}
+    times = dict.fromkeys(alive, math.inf)
+    begin = time.perf_counter()
+    for number in range(ROUNDS):
+        for name, do in alive.items():
+            before = time.perf_counter()
+            do()
+            times[name] = min(times[name], time.perf_counter() - before)
+        best = min(times.values(), default=math.inf)
+        alive = {name: do for name, do in alive.items() if times[name] <= HOPELESS * best}
+        if number > 0 and time.perf_counter() - begin > SECONDS * len(alive):
+            break
+    if not times:
+        return usual
+    return usual if times.get(usual, math.inf) <= WORTH * best else min(times, key=lambda name: times[name])
+
+
+def _is_right(do: Callable[[], Tensor | None], right: Tensor, rounding: float) -> bool:
+    # What a way leaves unwritten must not look right because of what lay there before.
+    poison = [torch.full_like(right, torch.nan, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    del poison
+    found: Tensor | None = None
+    with contextlib.suppress(RuntimeError):  # a library that cannot do it is no way
+        found = do()
+    if found is None or found.shape != right.shape or not bool(found.isfinite().all()):
+        return False
+    return float((found.float() - right).abs().max()) <= rounding * float(right.abs().max())
