@@ -1,11 +1,11 @@
 """Data as numpy arrays: MedMNIST files, own data, unlabelled images, downloads, phantoms, seeded subsets."""
 
-from app.data.catalog import SIZES, TASKS, Known, catalog, file_names, known, parse_task
+from app.data.catalog import SIZES, TASKS, Known, catalog, file_names, known, licence_of, parse_task
 from app.data.datasets import SPLITS, Dataset, Split, default_roots, find_file, load_dataset, take_subset
 from app.data.download import Progress, fetch, file_name
 from app.data.overlap import fingerprints, say_overlap, shared_test_images
 from app.data.phantoms import PHANTOM_COUNTS, draw_phantoms, is_phantom, write_phantoms
-from app.data.subsets import draw_overlap, few_shot_draw, stratified_subset, uniform_subset
+from app.data.subsets import class_members, draw_overlap, few_shot_draw, stratified_subset, uniform_subset
 from app.data.unlabelled import Unlabelled, load_unlabelled
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Split",
     "Unlabelled",
     "catalog",
+    "class_members",
     "default_roots",
     "draw_overlap",
     "draw_phantoms",
@@ -30,6 +31,7 @@ __all__ = [
     "fingerprints",
     "is_phantom",
     "known",
+    "licence_of",
     "load_dataset",
     "load_unlabelled",
     "parse_task",

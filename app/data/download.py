@@ -43,6 +43,7 @@ def fetch(
     connect_timeout: float = 5.0,
     retries: int = 2,
     progress: Progress | None = None,
+    by_hand: Path | None = None,
 ) -> list[Path]:
     """Put the published files of ``names`` at ``size`` pixels into ``root``; return their paths, in order.
 
@@ -50,7 +51,8 @@ def fetch(
     one (HTTP Range), is checked against MedMNIST's MD5, and only then gets its name. ``mirror`` replaces
     MedMNIST's own host: a base URL, or a folder, that has the files under their usual names.
     ``connect_timeout`` is in seconds; after a lost connection come ``retries`` more tries.
-    ``known(name).licence`` has the licence.
+    ``known(name).licence`` has the licence. Errors name ``by_hand``, ``root`` by default, as the folder for a file that
+    is brought there in another way.
 
     Raises InputError for a wrong checksum, a file the mirror lacks, or an absent file when ``offline``;
     StorageError if the host is unreachable or the disk full; UsageError for an unknown name or size, no
@@ -65,7 +67,8 @@ def fetch(
     except OSError as error:
         raise file_error(error, root, "creating") from error
     show = progress or _silent
-    return [_fetch_one(one, root, size, mirror, offline, connect_timeout, retries, show) for one in sets]
+    place = by_hand or root
+    return [_fetch_one(one, root, place, size, mirror, offline, connect_timeout, retries, show) for one in sets]
 
 
 def file_name(one: Known, size: int) -> str:
@@ -80,6 +83,7 @@ def _silent(name: str, done: int, total: int | None) -> None:
 def _fetch_one(
     one: Known,
     root: Path,
+    place: Path,
     size: int,
     mirror: str | None,
     offline: bool,
@@ -96,9 +100,9 @@ def _fetch_one(
                 f"{path}: is another file (MD5 {found}) than MedMNIST's ({md5}); move it away and fetch again"
             )
         return path
-    by_hand = f"or place the file at {path} by hand (MD5 {md5})"
+    by_hand = f"or place the file at {place / name} by hand (MD5 {md5})"
     if offline:
-        raise InputError(f"{path}: not there, and offline; fetch it online from {one.urls[size]}, {by_hand}")
+        raise InputError(f"{place / name}: not there, and offline; fetch it online from {one.urls[size]}, {by_hand}")
     source = _source(one.urls[size], name, mirror)
     part = root / f"{name}.part"
     with _locked(part) as file:

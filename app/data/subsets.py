@@ -79,19 +79,18 @@ def few_shot_draw(
     *,
     class_names: Sequence[str],
     dataset: str,
+    protocols: Sequence[str] = ("few_shot",),
 ) -> Indices:
     """Return the sorted training indices (int64) of few-shot draw number ``draw``: ``k`` per class.
 
     ``labels`` is (N, L) int64. One column: exactly ``k`` of each class in ``range(len(class_names))``,
     without replacement. Several columns (multi-label): the union of ``k`` positives of each label. Draws are
-    keyed by (seed, draw) and independent of each other. Raises UsageError if a class has fewer than ``k``.
+    keyed by (seed, draw) and independent of each other. Raises UsageError if a class has fewer than ``k``; the message
+    names the settings of ``protocols``, those that ask for so many.
     """
     if k < 1:
-        raise UsageError(f"k={k} is not a number of images per class; use --set protocols.few_shot.k=1 or more")
-    single = labels.shape[1] == 1
-    members = [
-        np.flatnonzero(labels[:, 0] == index if single else labels[:, index] == 1) for index in range(len(class_names))
-    ]
+        raise UsageError(f"k={k} is not a number of images per class; use {_settings(protocols, 1)} or more")
+    members = class_members(labels, len(class_names))
     smallest = min(range(len(members)), key=lambda index: len(members[index]))
     size = len(members[smallest])
     if size == 0:
@@ -102,11 +101,21 @@ def few_shot_draw(
     if k > size:
         raise UsageError(
             f"k={k} is larger than class {smallest} '{class_names[smallest]}' of {dataset}, "
-            f"which has {size} training images; use --set protocols.few_shot.k={size} or less"
+            f"which has {size} training images; use {_settings(protocols, size)} or less"
         )
     rng = _generator(seed, _FEW_SHOT, draw)
     chosen = [rng.choice(indices, k, replace=False) for indices in members]
     return np.unique(np.concatenate(chosen)).astype(np.int64)
+
+
+def class_members(labels: NDArray[np.int64], n_classes: int) -> list[Indices]:
+    """Return the indices of each class, or of each label's positives; ``labels`` is (N, L) int64."""
+    single = labels.shape[1] == 1
+    return [np.flatnonzero(labels[:, 0] == index if single else labels[:, index] == 1) for index in range(n_classes)]
+
+
+def _settings(protocols: Sequence[str], k: int) -> str:
+    return " ".join(f"--set protocols.{protocol}.k={k}" for protocol in protocols)
 
 
 def draw_overlap(draws: Sequence[NDArray[np.int64]]) -> float | None:

@@ -96,7 +96,7 @@ def work(
     train = Labelled.of(data.train.images, data.train.labels, device)
     val = Labelled.of(data.val.images, data.val.labels, device)
     test_images = Labelled.of(data.test.images, data.test.labels, device).images
-    chosen = [choose_images(data, k, seed, draw) for draw in range(draws)] if kind.few else []
+    chosen = [choose_images(data, k, seed, draw, protocol) for draw in range(draws)] if kind.few else []
     saved = job.restore()
     outcomes: list[Outcome] = []
     fit_state: dict[str, Any] | None = None
@@ -286,9 +286,12 @@ def build_classifier(run: Run, data: Dataset, weights: Weights, seed: int, draw:
     return Classifier(encoder, n_outputs(data.task, data.n_classes))
 
 
-def choose_images(data: Dataset, k: int, seed: int, draw: int) -> NDArray[np.int64]:
+def choose_images(data: Dataset, k: int, seed: int, draw: int, protocol: str) -> NDArray[np.int64]:
     """Return the training indices of one few-shot draw: the same for every initialisation."""
-    return few_shot_draw(data.train.labels, k, seed=seed, draw=draw, class_names=data.class_names, dataset=data.name)
+    return few_shot_draw(
+        data.train.labels, k, seed=seed, draw=draw,
+        class_names=data.class_names, dataset=data.name, protocols=[protocol],
+    )  # fmt: skip
 
 
 def predictions_csv(scores: NDArray[np.float64]) -> bytes:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from app.data import PHANTOM_COUNTS, fetch, write_phantoms
+from app.data import PHANTOM_COUNTS, default_roots, fetch, write_phantoms
 from app.errors import InputError, StorageError, UsageError
 from app.jobs import keys
 from app.jobs.run import Run, search
+from app.machine import path_of
 from app.runtime import Progress
 from app.settings import Config
 from app.storage import Store
 
 
-def settle_data(store: Store, config: Config) -> Config:
+def settle_data(store: Store, config: Config, *, mirror: str | None = None, offline: bool = False) -> Config:
     """Decide ``data.phantoms: if_missing``, once, when the run is planned.
 
     Files that are missing are downloaded into the store (5 s to connect, one try). If that fails, all the
@@ -23,6 +24,8 @@ def settle_data(store: Store, config: Config) -> Config:
     Args:
         store: the run's store.
         config: the configuration as asked for.
+        mirror: folder or base URL to take the files from.
+        offline: download nothing.
 
     Returns:
         The configuration with ``data.phantoms`` ``never`` or ``always``.
@@ -35,7 +38,10 @@ def settle_data(store: Store, config: Config) -> Config:
     choice = config.data.phantoms
     if choice == "if_missing":
         missing = [name for name in names if search(Run(store, "", _decide(config, "never")), name) is None]
-        choice = "never" if not missing or _download(store, missing, config.data.size, progress) else "always"
+        if missing and (offline or not _download(store, missing, config, mirror, progress)):
+            choice = "always"
+        else:
+            choice = "never"
     if choice == "always":
         _draw(store, names, config.data.size)
         progress.say("runs on phantoms: SYNTHETIC images, whose results say nothing about medicine")
@@ -46,11 +52,17 @@ def _decide(config: Config, choice: str) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"phantoms": choice})})
 
 
-def _download(store: Store, names: list[str], size: int, progress: Progress) -> bool:
+def _download(store: Store, names: list[str], config: Config, mirror: str | None, progress: Progress) -> bool:
+    size = config.data.size
     progress.say(f"no file for {', '.join(names)}; trying to download (5 s to connect)")
+    # The files pass through a folder that is gone afterwards; what a user brings belongs where it is looked for.
+    places = default_roots(path_of(config.data_root) if config.data_root else None)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            paths = fetch(names, root=Path(folder), size=size, connect_timeout=5.0, retries=0)
+            paths = fetch(
+                names, root=Path(folder), size=size, mirror=mirror, connect_timeout=5.0, retries=0,
+                by_hand=next(iter(places), Path("DATA_ROOT")),
+            )  # fmt: skip
         except (StorageError, InputError, UsageError) as error:
             progress.say(str(error))
             return False

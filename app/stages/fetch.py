@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from app.data import SIZES, default_roots, known
+from app.data import SIZES, catalog, default_roots, file_name, find_file, known, licence_of
 from app.data import fetch as download
 from app.errors import UsageError
 from app.jobs import keys
@@ -35,7 +35,9 @@ def fetch(
     """
     if size not in SIZES:
         raise UsageError(f"--size {size}: unknown; choose from {', '.join(map(str, SIZES))}")
-    folder = path_of(root) if root else default_roots()[0]
+    folder = next(iter(default_roots(path_of(root) if root else None)), None)
+    if folder is None:
+        raise UsageError("data fetch: no home folder is known; give a folder by --data-root")
     progress = Progress("fetch")
     for name in names:
         [path] = download([name], root=folder, size=size, mirror=mirror, offline=offline)
@@ -52,7 +54,9 @@ def fetch(
 def fetch_study(store: Store, config: Config, *, mirror: str | None, offline: bool) -> Iterator[str]:
     """Put every data set that a study names, and the store lacks, into the store; yield a line for each.
 
-    Where ``data.phantoms`` allows it, phantoms stand in for what cannot be had.
+    A file that is found where data sets are looked for (``data_root`` first) is taken from there; what is missing is
+    downloaded into the first of these folders. Where ``data.phantoms`` allows it, phantoms stand in for what cannot be
+    had.
 
     Args:
         store: where jobs will look for the files.
@@ -61,11 +65,11 @@ def fetch_study(store: Store, config: Config, *, mirror: str | None, offline: bo
         offline: download nothing.
 
     Raises:
-        UsageError: a name that is neither MedMNIST's nor in the store.
+        UsageError: a name that is neither MedMNIST's nor found anywhere.
         InputError: wrong checksum, or absent offline.
         StorageError: unreachable.
     """
-    if settle_data(store, config).data.phantoms == "always":
+    if settle_data(store, config, mirror=mirror, offline=offline).data.phantoms == "always":
         yield f"{store.uri}/{keys.PHANTOMS}  (synthetic)"
         return
     size = config.data.size
@@ -74,5 +78,12 @@ def fetch_study(store: Store, config: Config, *, mirror: str | None, offline: bo
         key = keys.dataset(name, size)
         if name in config.sources or store.exists(key):
             yield f"{config.sources.get(name) or f'{store.uri}/{key}'}  (there already)"
+            continue
+        roots = default_roots(path_of(config.data_root) if config.data_root else None)
+        file = find_file(name, size, roots)
+        if file is not None and (name not in catalog() or file.name != file_name(known(name), size)):
+            store.write(key, file.read_bytes())
+            yield f"{store.uri}/{key}  ({licence_of(name, synthetic=False)}; copied from {file}, not verified)"
         else:
-            yield from fetch([name], size=size, store=store, root=None, mirror=mirror, offline=offline)
+            root = str(file.parent) if file else config.data_root
+            yield from fetch([name], size=size, store=store, root=root, mirror=mirror, offline=offline)

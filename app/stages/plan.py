@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.config import difference, identity
-from app.data import Dataset, Unlabelled, few_shot_draw, say_overlap, shared_test_images
+from app.data import Dataset, Unlabelled, class_members, few_shot_draw, say_overlap, shared_test_images
 from app.errors import InputError, UsageError
 from app.jobs import keys
 from app.jobs.records import read_json, write_json
@@ -28,6 +28,7 @@ from app.jobs.run import (
     now,
 )
 from app.runtime import Progress
+from app.science.protocols import PROTOCOLS
 from app.settings import Config
 from app.stages.fallback import settle_data
 from app.storage import Store
@@ -209,8 +210,20 @@ def _strip(images: NDArray[np.uint8], size: int, channels: int) -> NDArray[np.ui
 
 
 def _check_few_shot(config: Config, labelled: list[Dataset]) -> None:
-    for name in ("few_shot", "few_shot_frozen"):
-        if name in config.study.protocols:
-            k = getattr(config.protocols, name).k
-            for data in labelled:
-                few_shot_draw(data.train.labels, k, 0, 0, class_names=data.class_names, dataset=data.name)
+    """Check that every class has as many images as every few-shot protocol draws of it.
+
+    Raises:
+        UsageError: one has fewer; the message names each setting that asks for too many.
+    """
+
+    def fewest(data: Dataset) -> int:
+        return min(len(members) for members in class_members(data.train.labels, data.n_classes))
+
+    asked = {name: getattr(config.protocols, name).k for name in config.study.protocols if PROTOCOLS[name].few}
+    scarcest = min(labelled, key=fewest, default=None)
+    if scarcest and (too_many := [name for name, k in asked.items() if k > fewest(scarcest)]):
+        k = max(asked[name] for name in too_many)
+        few_shot_draw(
+            scarcest.train.labels, k, 0, 0,
+            class_names=scarcest.class_names, dataset=scarcest.name, protocols=too_many,
+        )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -222,7 +223,7 @@ def test_shared_images_are_said_in_plan_and_on_the_terminal(call, phantoms, copi
     monkeypatch.setattr("app.runtime.Progress.say", lambda _, message, **__: said.append(message))
     assert planned(call, phantoms, "--data", f"scans={copies}", "--set", "data.pretrain=scans")[0] == 0
     [warning] = [line for line in said if "WARNING" in line]
-    assert "5 of 156 test images of BreastMNIST (SYNTHETIC) are among the images of pretraining, scans (SYNTHETIC)." in warning
+    assert "5 of 156 test images of BreastMNIST (SYNTHETIC) are among the images of pretraining, scans" in warning
     assert experiment("r")["overlap"]["test"] == {"breastmnist": {"images": 156, "shared": 5}}
     said.clear()
     assert planned(call, phantoms, "--data", f"scans={copies}", "--set", "data.pretrain=scans")[0] == 0
@@ -248,3 +249,32 @@ def test_strict_overlap_refuses(call, phantoms, copies, command):
         assert not Path("runs/runs").exists()
     assert call("plan", *options, "--set", "data.pretrain=breastmnist", "--set", "data.pretrain_split=train")[0] == 0
     assert experiment("r")["data"]["breastmnist"]["unlabelled"] == {"train": 400}
+
+
+# --- few shots of a small class ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("protocols", "ks", "named"),
+    [
+        ("[few_shot]", {"few_shot": 500}, ["few_shot"]),
+        ("[few_shot_frozen]", {"few_shot_frozen": 500}, ["few_shot_frozen"]),
+        ("[few_shot,few_shot_frozen]", {"few_shot": 1, "few_shot_frozen": 400}, ["few_shot_frozen"]),
+        ("[few_shot_frozen,few_shot]", {"few_shot": 300, "few_shot_frozen": 500}, ["few_shot_frozen", "few_shot"]),
+    ],
+)
+def test_the_hint_for_too_many_shots_is_enough(call, phantoms, protocols, ks, named):
+    """It names each setting that asks for too many, and a value that fits every data set."""
+    options = ["plan", "--store", "runs", "--preset", "smoke", "--data-root", phantoms, "--set", "data.phantoms=never"]
+    options += ["--set", f"study.protocols={protocols}", "--set", "study.datasets=[pneumoniamnist,breastmnist]"]
+    for protocol, k in ks.items():
+        options += ["--set", f"protocols.{protocol}.k={k}"]
+    code, out, err = call(*options)
+    assert (code, out) == (2, ""), err
+    assert f"k={max(ks.values())} is larger than class" in err
+    hint = re.findall(r"--set protocols\.(\w+)\.k=(\d+)", err)
+    assert [protocol for protocol, _ in hint] == named
+    fitting = [f"--set=protocols.{protocol}.k={k}" for protocol, k in hint]
+    assert call(*options, *fitting)[0] == 0
+    more = [f"--set=protocols.{protocol}.k={int(k) + 1}" for protocol, k in hint]
+    assert call(*options, *more)[0] == 2
