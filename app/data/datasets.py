@@ -13,16 +13,17 @@ from app.data.catalog import Known, base_of, file_names, licence_of, modality_of
 from app.data.files import MMAP_ABOVE, Images, NpzReader, cached_images, digest_of, open_npz
 from app.data.subsets import stratified_subset
 from app.errors import InputError, UsageError
-from app.machine import home
+from app.machine import as_text, home
 
 SPLITS = ("train", "val", "test")
+MISSING = -1  # a label of a multi-label set that nobody has given: left out of loss and scores
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """One split. ``images``: uint8 (N, H, W) or (N, H, W, 3), 0-255. ``labels``: int64 (N, L).
 
-    L is 1 except for multi-label data, where each column is 0 or 1. ``images`` may be memory-mapped.
+    L is 1 except for multi-label data, where each column is 0, 1 or ``MISSING``. ``images`` may be memory-mapped.
     """
 
     images: Images
@@ -37,7 +38,8 @@ class Dataset:
     """A labelled dataset with its train, val and test splits.
 
     ``task`` is one of ``TASKS``; ``labels`` maps "0", "1", … to class names; ``channels`` is 1 or 3;
-    ``sha256`` is that of the file's bytes (before any subset); ``source`` is the path as given.
+    ``sha256`` is that of the file's bytes (before any subset); ``source`` is the path as given; ``notes`` say what was
+    made of labels that leave a doubt.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Dataset:
     licence: str
     modality: str
     synthetic: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def n_classes(self) -> int:
@@ -97,7 +100,7 @@ class Dataset:
             "title": self.title,
             "modality": self.modality,
             "role": role,
-        }
+        } | ({"notes": list(self.notes)} if self.notes else {})
 
 
 def load_dataset(
@@ -115,7 +118,9 @@ def load_dataset(
 
     A MedMNIST name, also with a suffix (``dermamnist_reconstructed``), takes task and class names from
     MedMNIST's own table. Other names need ``task`` (short forms are accepted) or have it inferred: one column
-    of 0/1 is binary, one column with more classes is multi-class, several 0/1 columns are multi-label.
+    of 0/1 is binary, one column with more classes is multi-class, several 0/1 columns are multi-label, unless every
+    image has exactly one of them (one-hot): those are classes. Classes numbered from 1 are taken as from 0. NaN is a
+    missing label of a multi-label set.
     ``subset`` keeps at most that many images per split, stratified and seeded by ``seed``. With ``cache``,
     images of more than ``mmap_above`` bytes are memory-mapped from there.
 
@@ -130,7 +135,13 @@ def load_dataset(
         labels = {split: _read_labels(npz, split) for split in SPLITS}
         shapes = {split: image_shape(npz, f"{split}_images", size) for split in SPLITS}
         channels = _check_shapes(path, shapes, labels, base)
+        labels, notes = _plain_labels(labels, asked) if base is None else (labels, [])
+        lowest = 0 if base is not None else _lowest(labels)
+        labels = {split: values - lowest if lowest else values for split, values in labels.items()}
         resolved, names = _resolve_task(name, path, labels, asked, base)
+        notes += _doubts(labels, resolved, names, lowest) if base is None else []
+        if lowest:
+            names = {index: f"class {int(index) + lowest}" for index in names}
         synthetic = npz.flag("synthetic")
         sha256 = digest_of(path)
         mapped = cache if sum(map(_nbytes, shapes.values())) > mmap_above else None
@@ -147,10 +158,11 @@ def load_dataset(
         channels=channels,
         splits=splits,
         sha256=sha256,
-        source=str(path),
+        source=as_text(str(path)),
         licence=licence_of(name, synthetic=synthetic),
         modality=modality_of(name),
         synthetic=synthetic,
+        notes=tuple(notes),
     )
     return dataset if subset is None else take_subset(dataset, subset, seed=seed)
 
@@ -217,14 +229,72 @@ def image_shape(npz: NpzReader, key: str, size: int) -> tuple[int, ...]:
 def _read_labels(npz: NpzReader, split: str) -> NDArray[np.int64]:
     key = f"{split}_labels"
     header = npz.header(key)
-    if header.dtype.kind not in "iub":
+    if header.dtype.kind not in "iubf":
         raise InputError(f"{npz.path}: {key} is {header.dtype}; save the labels as whole numbers (int64)")
     labels = npz.read(key)
+    missing = np.isnan(labels) if header.dtype.kind == "f" else np.zeros(labels.shape, bool)
+    if missing.any() and (labels.ndim == 1 or labels.shape[1] == 1):
+        raise InputError(
+            f"{npz.path}: {key} holds NaN: the labels of {int(missing.sum())} images are missing; leave these out"
+        )
+    known = labels[~missing]
+    if header.dtype.kind == "f" and not (np.isfinite(known).all() and (known == np.rint(known)).all()):
+        raise InputError(f"{npz.path}: {key} holds fractions; save the labels as whole numbers, NaN for a missing one")
+    if known.size and known.min() < 0:
+        raise InputError(
+            f"{npz.path}: {key} holds {int(known.min())}; labels count from 0: write NaN for a missing label of a "
+            "multi-label set, and decide what an uncertain one counts as"
+        )
+    if known.size and known.max() > np.iinfo(np.int32).max:
+        raise InputError(f"{npz.path}: {key} holds {int(known.max())}; number the classes 0, 1, 2 …")
+    labels = np.where(missing, MISSING, np.where(missing, 0, labels).astype(np.int64))
     if labels.ndim == 1:
         labels = labels[:, None]
     if labels.ndim != 2 or labels.shape[1] == 0:
         raise InputError(f"{npz.path}: {key} has shape {header.shape}; save it as (N,) or (N, L)")
     return labels.astype(np.int64)
+
+
+def _plain_labels(
+    labels: dict[str, NDArray[np.int64]], asked: str | None
+) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
+    """Turn one-hot columns into class numbers, unless several labels were asked for."""
+    columns = min(values.shape[1] for values in labels.values())
+    one_hot = columns > 1 and all(
+        set(np.unique(values)) <= {0, 1} and (values.sum(axis=1) == 1).all() for values in labels.values()
+    )
+    if not one_hot or asked == "multi-label, binary-class":
+        return labels, []
+    note = (
+        f"each image has exactly one of its {columns} labels (one-hot): they are taken as classes; "
+        "write :multi-label behind the file for independent labels"
+    )
+    return {split: values.argmax(axis=1)[:, None].astype(np.int64) for split, values in labels.items()}, [note]
+
+
+def _lowest(labels: dict[str, NDArray[np.int64]]) -> int:
+    """The number that classes in one column are counted from: 0, or the lowest there is, as of grades 1 to 5."""
+    if labels["train"].shape[1] > 1:
+        return 0
+    present = np.unique(np.concatenate([values[:, 0] for values in labels.values() if values.shape[1] == 1]))
+    return int(present[0]) if len(present) > 1 else 0
+
+
+def _doubts(labels: dict[str, NDArray[np.int64]], task: str, names: dict[str, str], lowest: int) -> list[str]:
+    """Say what looks odd about labels that are taken as they are."""
+    notes = []
+    if lowest:
+        notes.append(f"the classes are numbered from {lowest}: class {lowest} is the first")
+    if task == "multi-label, binary-class":
+        missing = sum(int((values == MISSING).sum()) for values in labels.values())
+        if missing:
+            total = sum(values.size for values in labels.values())
+            notes.append(f"{missing} of {total} labels are missing: they are left out of loss and scores")
+    else:
+        present = set(np.unique(np.concatenate([values[:, 0] for values in labels.values()])).tolist())
+        if absent := [str(number + lowest) for number in range(len(names)) if number not in present]:
+            notes.append(f"no image is of class {', '.join(absent[:5])}{' …' if len(absent) > 5 else ''}")
+    return notes
 
 
 def _check_shapes(
@@ -277,11 +347,9 @@ def _resolve_task(
         raise InputError(f"{path}: train_labels has a single class; two or more are needed to learn anything")
     top = 1 if multi_label else len(names) - 1
     for split, values in labels.items():
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high > top:
-            wrong = low if low < 0 else high
+        if (high := int(values.max())) > top:
             raise InputError(
-                f"{path}: {split}_labels holds {wrong}, but '{task}' needs 0..{top} here; "
+                f"{path}: {split}_labels holds {high}, but '{task}' needs 0..{top} here; "
                 "check the labels, or give the right task"
             )
     return task, names
@@ -289,7 +357,7 @@ def _resolve_task(
 
 def _infer_task(name: str, path: Path, train: NDArray[np.int64]) -> str:
     values = np.unique(train)
-    if train.shape[1] > 1 and set(values) <= {0, 1}:
+    if train.shape[1] > 1 and set(values) <= {0, 1, MISSING} and len(values) > 1:
         return "multi-label, binary-class"
     if train.shape[1] == 1 and len(values) >= 2 and np.array_equal(values, np.arange(len(values))):
         return "binary-class" if len(values) == 2 else "multi-class"
@@ -302,7 +370,7 @@ def _infer_task(name: str, path: Path, train: NDArray[np.int64]) -> str:
 
 def _class_counts(labels: NDArray[np.int64], n_classes: int) -> list[int]:
     if labels.shape[1] > 1:
-        return [int(count) for count in labels.sum(axis=0)]
+        return [int(count) for count in (labels == 1).sum(axis=0)]
     return [int(count) for count in np.bincount(labels[:, 0], minlength=n_classes)]
 
 

@@ -42,7 +42,7 @@ def stratified_subset(labels: NDArray[np.int64], n: int, *, seed: int, stream: i
         first: list[int] = []
         for column in range(labels.shape[1]):
             positives = order[labels[order, column] == 1]
-            if len(first) < n and len(positives) and not labels[first, column].any():
+            if len(first) < n and len(positives) and not (labels[first, column] == 1).any():
                 first.append(int(positives[0]))
         rest = order[~np.isin(order, first)]
         return np.sort(np.concatenate([np.array(first, np.int64), rest[: n - len(first)]])).astype(np.int64)

@@ -144,9 +144,12 @@ def load_labelled(run: Run, name: str) -> Dataset:
     """Load a labelled data set in the run's size and subset."""
     path, task = _locate(run, name)
     data = run.config.data
-    return load_dataset(
+    loaded = load_dataset(
         name, path=path, size=data.size, task=task, subset=data.subset, seed=SUBSET_SEED, cache=cache_folder("images")
     )
+    for note in loaded.notes:
+        Progress("data", run_id=run.run_id).say(f"{name}: {note}")
+    return loaded
 
 
 def load_pretraining(run: Run) -> Unlabelled:

@@ -515,7 +515,8 @@ def macro_roc(y: Labels, scores: NDArray[np.float64], task: str) -> NDArray[np.f
     if task == "binary-class":
         curves = [roc_curve(y[:, 0] == 1, scores[:, -1])]
     elif task == "multi-label, binary-class":
-        curves = [roc_curve(y[:, c] == 1, scores[:, c]) for c in range(scores.shape[1])]
+        known = [y[:, c] >= 0 for c in range(scores.shape[1])]  # the others are missing
+        curves = [roc_curve(y[k, c] == 1, scores[k, c]) for c, k in enumerate(known)]
     else:
         curves = [roc_curve(y[:, 0] == c, scores[:, c]) for c in range(scores.shape[1])]
     there = [c for c in curves if c is not None]

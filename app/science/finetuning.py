@@ -79,12 +79,16 @@ def task_loss(logits: Tensor, labels: Tensor, task: str) -> Tensor:
 
     Args:
         logits: (B, ``n_outputs``).
-        labels: int64, (B, L).
+        labels: int64, (B, L); below 0 where a label of a multi-label task is missing.
         task: MedMNIST's name of the task.
 
     Returns:
-        The mean over the batch (and the labels), a scalar.
+        The mean over the batch (and the labels that are known), a scalar.
     """
+    if task == metrics.MULTI_LABEL and bool((labels < 0).any()):
+        known = labels >= 0
+        each = F.binary_cross_entropy_with_logits(logits, labels.clamp(min=0).to(logits.dtype), reduction="none")
+        return (each * known).sum() / known.sum().clamp(min=1)
     if task in (metrics.BINARY, metrics.MULTI_LABEL):
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     return F.cross_entropy(logits, labels[:, 0])

@@ -18,7 +18,8 @@ def knn_scores(
 
     Args:
         bank: training features, (N, D).
-        bank_labels: their classes, int64 (N,), or 0/1 labels, (N, C), of a multi-label task.
+        bank_labels: their classes, int64 (N,), or 0/1 labels, (N, C), of a multi-label task; whoever lacks one
+            (below 0) does not vote on it.
         queries: features to classify, (M, D).
         n_classes: number of classes C.
         neighbours: how many vote; at most N do.
@@ -31,4 +32,8 @@ def knn_scores(
     similarity, index = (queries @ bank.T).topk(min(neighbours, len(bank)), dim=1)
     weights = torch.softmax(similarity / temperature, dim=1)
     votes = bank_labels if bank_labels.ndim == 2 else F.one_hot(bank_labels, n_classes)
+    if bool((votes < 0).any()):
+        known = torch.einsum("mk,mkc->mc", weights, (votes >= 0)[index].to(weights.dtype))
+        yes = torch.einsum("mk,mkc->mc", weights, (votes == 1)[index].to(weights.dtype))
+        return (yes / known.clamp(min=1e-12)).double().cpu().numpy()
     return torch.einsum("mk,mkc->mc", weights, votes[index].to(weights.dtype)).double().cpu().numpy()

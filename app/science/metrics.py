@@ -42,7 +42,7 @@ def per_class_auroc(labels: Ints, scores: Floats, task: str) -> list[float]:
     A class that is absent, or the only one present, has no curve: NaN.
 
     Args:
-        labels: (N, 1) class numbers, or (N, L) of 0 and 1 if multi-label.
+        labels: (N, 1) class numbers, or (N, L) of 0 and 1 if multi-label, below 0 where one is missing.
         scores: (N, C), as for ``decide``.
         task: MedMNIST's name of the task.
 
@@ -55,10 +55,8 @@ def per_class_auroc(labels: Ints, scores: Floats, task: str) -> list[float]:
         truth, scores = labels[:, :1], scores[:, 1:]
     else:
         truth = (labels[:, :1] == np.arange(scores.shape[1])).astype(np.int64)
-    return [
-        float(sk.roc_auc_score(t, s)) if 0 < t.sum() < len(t) else float("nan")
-        for t, s in zip(truth.T, scores.T, strict=True)
-    ]
+    known = [(t[t >= 0], s[t >= 0]) for t, s in zip(truth.T, scores.T, strict=True)]
+    return [float(sk.roc_auc_score(t, s)) if 0 < t.sum() < len(t) else float("nan") for t, s in known]
 
 
 def auroc(labels: Ints, scores: Floats, task: str) -> float:
@@ -76,14 +74,17 @@ def evaluate(labels: Ints, scores: Floats, task: str) -> dict[str, float]:
     prints as "AUC" on the binary sets.
 
     Args:
-        labels: (N, 1) class numbers, or (N, L) of 0 and 1 if multi-label.
+        labels: (N, 1) class numbers, or (N, L) of 0 and 1 if multi-label; one below 0 is missing, and left out.
         scores: (N, C), as for ``decide``.
         task: MedMNIST's name of the task.
     """
     predicted = decide(scores, task)
+    if task == MULTI_LABEL and (labels < 0).any():
+        return _evaluate_known(labels, scores, predicted)
     with warnings.catch_warnings():
         # A tiny test split may lack a class that is predicted; its recall then counts for nothing.
         warnings.filterwarnings("ignore", message="y_pred contains classes not in y_true", category=UserWarning)
+        warnings.filterwarnings("ignore", message="A single label was found", category=UserWarning)
         if task == MULTI_LABEL:
             balanced = np.mean([sk.balanced_accuracy_score(t, p) for t, p in zip(labels.T, predicted.T, strict=True)])
             accuracy = np.mean(labels == predicted)
@@ -99,6 +100,24 @@ def evaluate(labels: Ints, scores: Floats, task: str) -> dict[str, float]:
         "f1": float(f1),
         "auroc": auroc(labels, scores, task),
         "balanced_accuracy": float(balanced),
+    }
+
+
+def _evaluate_known(labels: Ints, scores: Floats, predicted: Ints) -> dict[str, float]:
+    """Compute the metrics of a multi-label task label by label, each on the images for which it is known."""
+    known = [(t[t >= 0], p[t >= 0]) for t, p in zip(labels.T, predicted.T, strict=True) if (t >= 0).any()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # as above: a label that is always or never there
+        balanced = [sk.balanced_accuracy_score(t, p) for t, p in known]
+    each = [sk.precision_recall_fscore_support(t, p, average="binary", zero_division=0)[:3] for t, p in known]
+    precision, recall, f1 = np.mean(each, axis=0) if each else (np.nan, np.nan, np.nan)
+    return {
+        "accuracy": float(np.mean((predicted == labels)[labels >= 0])) if each else float("nan"),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "auroc": auroc(labels, scores, MULTI_LABEL),
+        "balanced_accuracy": float(np.mean(balanced)) if each else float("nan"),
     }
 
 

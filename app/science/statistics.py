@@ -8,8 +8,9 @@ Two sources of chance are kept apart, because they answer different questions:
   :func:`delong_test` for a binary AUROC, :func:`paired_bootstrap` for any task.
 
 Everywhere ``y`` holds integer labels: shape ``(N,)`` (or ``(N, 1)``) with class numbers, or ``(N, L)`` of 0/1
-for L > 1 independent labels.  A score is float, larger means more likely: ``(N,)``, ``(N, 1)`` or ``(N, 2)``
-(last column = the positive class) for binary labels, ``(N, C)`` for C classes, ``(N, L)`` for L labels.
+for L > 1 independent labels (one below 0 is missing, and left out).  A score is float, larger means more likely:
+``(N,)``, ``(N, 1)`` or ``(N, 2)`` (last column = the positive class) for binary labels, ``(N, C)`` for C classes,
+``(N, L)`` for L labels.
 """
 
 from __future__ import annotations
@@ -193,8 +194,10 @@ def hanley_mcneil_half_width(auc: float, positives: int, negatives: int, confide
 # --- over test images: the bootstrap ---------------------------------------------------------------
 
 
-def _one_against_rest(y: NDArray[Any], score: NDArray[Any]) -> list[tuple[NDArray[np.bool_], Floats]]:
-    """Split any task into binary ones: a list of (positives, score), one entry for binary labels."""
+def _one_against_rest(
+    y: NDArray[Any], score: NDArray[Any]
+) -> list[tuple[NDArray[np.bool_], Floats, NDArray[np.bool_] | slice]]:
+    """Split any task into binary ones: a list of (positives, score, the images that count), one for binary labels."""
     labels, s = np.asarray(y), np.asarray(score, dtype=np.float64)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -205,10 +208,11 @@ def _one_against_rest(y: NDArray[Any], score: NDArray[Any]) -> list[tuple[NDArra
     if labels.ndim == 2:
         if labels.shape != s.shape:
             raise ValueError(f"labels {labels.shape} and scores {s.shape} must have one column per label")
-        return [(labels[:, c] == 1, s[:, c]) for c in range(s.shape[1])]
+        known = [labels[:, c] >= 0 for c in range(s.shape[1])]
+        return [(labels[k, c] == 1, s[k, c], slice(None) if k.all() else k) for c, k in enumerate(known)]
     if s.shape[1] <= 2:
-        return [_binary(labels, s)]
-    return [(labels == c, s[:, c]) for c in range(s.shape[1])]
+        return [(*_binary(labels, s), slice(None))]
+    return [(labels == c, s[:, c], slice(None)) for c in range(s.shape[1])]
 
 
 def weighted_auroc(y: NDArray[Any], score: NDArray[Any], counts: Counts) -> Floats:
@@ -220,12 +224,12 @@ def weighted_auroc(y: NDArray[Any], score: NDArray[Any], counts: Counts) -> Floa
     """
     total: Floats = np.zeros(counts.shape[1])
     defined: Floats = np.zeros(counts.shape[1])
-    for positive, s in _one_against_rest(y, score):
+    for positive, s, images in _one_against_rest(y, score):
         if np.isnan(s).any():
             return np.full(counts.shape[1], math.nan)
         order = np.argsort(s, kind="stable")
         ranked, is_positive = s[order], positive[order]
-        drawn = counts[order]
+        drawn = counts[images][order]
         hits = drawn[is_positive].astype(np.float64)
         negatives = np.zeros((len(s) + 1, counts.shape[1]), dtype=np.int32)
         drawn[is_positive] = 0

@@ -319,7 +319,7 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], int, str]] = {
     "npz: splits differ": (
         lambda p: changed_npz(p, val_images=np.zeros((16, 28, 28, 3), np.uint8)), 66, "differs from",
     ),
-    "npz: labels are no numbers": (lambda p: changed_npz(p, val_labels=np.zeros((16, 1))), 66, "as whole numbers"),
+    "npz: labels are no numbers": (lambda p: changed_npz(p, val_labels=np.full((16, 1), 0.5)), 66, "as whole numbers"),
     "npz: labels in a cube": (
         lambda p: changed_npz(p, val_labels=np.zeros((16, 1, 1), int)), 66, "save it as (N,) or (N, L)",
     ),
