@@ -17,7 +17,7 @@ from app.jobs.checkpoint import (
     load_checkpoint,
 )
 from app.jobs.claims import Claim, LostClaim, claimed
-from app.jobs.records import last_generation, publish
+from app.jobs.records import Record, last_generation, publish
 from app.jobs.run import Run, finished
 from app.machine import enough_memory
 from app.runtime import Progress, StopRequest
@@ -135,21 +135,21 @@ class Job:
             self.writer.submit(step, self._signed(state()))
             self._last_save, self._due = time.monotonic(), False
 
-    def publish(self, files: dict[str, bytes], record: dict[str, Any]) -> dict[str, Any]:
+    def publish(self, files: dict[str, bytes], record: Record) -> dict[str, Any]:
         """Publish the job's result, drop its checkpoints, and return the record; see ``records.publish``.
 
         If another process has published the same result meanwhile, that one's record is returned.
         """
         self.writer.flush()
         try:
-            record = publish(self.run.store, self.folder, files, record, confirm=self.claim.confirm)
+            published = publish(self.run.store, self.folder, files, record.plain(), confirm=self.claim.confirm)
         except LostClaim:
             theirs = finished(self.run.store, self.folder, self.science, overwrite=False)
             if theirs is None:
                 raise
             return theirs
         drop_checkpoints(self.run.store, self.folder)
-        return record
+        return published
 
     def _signed(self, state: dict[str, Any]) -> dict[str, Any]:
         return state | {"identity": identity(self.science), "science": self.science}

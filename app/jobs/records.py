@@ -1,18 +1,212 @@
-"""Records and pointers: the JSON that says what was published, and how that is verified when read back.
+"""What a record and a plan hold, as JSON in the store; how files are published, and verified when read back.
 
-Nothing here needs torch: planning, listing and reporting read records without it.
+Writers, readers and the tests' fakes share the models. Nothing here needs torch: planning, listing and reporting
+read records without it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
 from app.errors import InputError
 from app.jobs import keys
 from app.jobs.claims import LostClaim
 from app.storage import MissingObject, Store, sha256
+
+Number = Annotated[  # JSON has no NaN: null stands for it
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    PlainSerializer(lambda value: None if math.isnan(value) else value, return_type=float | None),
+]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=True)
+
+
+# --- the plan
+
+
+class PlannedPretraining(_Model):
+    """A pretraining of the plan; ``args`` follow ``python -m app``, and the caller adds ``--store``."""
+
+    key: str
+    args: tuple[str, ...]
+    needs: ClassVar[None] = None
+
+
+class PlannedDownstream(_Model):
+    """A downstream job of the plan; ``needs`` names the pretraining that must have finished, None if there is none."""
+
+    key: str
+    needs: str | None
+    args: tuple[str, ...]
+
+
+PlannedJob = PlannedPretraining | PlannedDownstream
+
+
+class Plan(_Model):
+    """The jobs that a run is to do."""
+
+    version: Literal[1] = 1
+    run_id: str
+    pretrain: tuple[PlannedPretraining, ...]
+    downstream: tuple[PlannedDownstream, ...]
+
+
+class DatasetInfo(_Model):
+    """What is said of a data set; ``class_counts[split]`` has one count per class or label."""
+
+    sha256: str
+    size: int
+    task: str
+    labels: Mapping[str, str]
+    channels: int
+    splits: Mapping[str, int]
+    class_counts: Mapping[str, tuple[int, ...]]
+    licence: str
+    source: str
+    title: str
+    modality: str
+    role: str  # downstream, pretrain, or both
+    unlabelled: Mapping[str, int] = {}  # with both roles: which of its splits are pretrained on, and how many images
+
+
+class TestImages(_Model):
+    """Images of a test split, and how many of them are pretrained on."""
+
+    images: int
+    shared: int
+
+
+class Overlap(_Model):
+    """Images that test splits share with the pretraining set, of which this split, so many images, is pretrained on."""
+
+    pretraining: str
+    split: str
+    images: int
+    test: Mapping[str, TestImages]
+
+
+class Experiment(_Model):
+    """``experiment.json``: what is to be done, with which settings, on which data.
+
+    Attributes:
+        synthetic: the data are phantoms.
+        science: what makes two plans the same: settings that decide results, and the data's checksums.
+        monitor: the labelled set that the k-NN monitor reads.
+    """
+
+    version: Literal[1] = 1
+    run_id: str
+    preset: str
+    synthetic: bool
+    config: Mapping[str, Any]
+    science: Mapping[str, Any]
+    monitor: str | None
+    plan: Plan
+    data: Mapping[str, DatasetInfo]
+    overlap: Overlap | None = None  # None if nothing is pretrained, or the plan is older than the comparison
+    created: str
+
+
+# --- a job's record
+
+
+class FileEntry(_Model):
+    """Size in bytes and SHA-256 of a file beside a record."""
+
+    size: int
+    sha256: str
+
+
+class Record(_Model):
+    """What every finished job says of itself.
+
+    Attributes:
+        key: the job's name.
+        method: how the encoder was pretrained; for one that was not, where it is from.
+        science: what decides the result; ``identity`` is its SHA-256.
+        config: all settings, those that decide nothing included.
+        environment: versions, commit and machine.
+        data: data sets by name, with their checksums.
+        files: what was published beside the record, by name; added when it is.
+    """
+
+    version: Literal[1] = 1
+    kind: str
+    run_id: str
+    key: str
+    method: str
+    seed: int
+    synthetic: bool
+    identity: str
+    science: Mapping[str, Any]
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    data: Mapping[str, Mapping[str, Any]]
+    metrics: Mapping[str, Number]
+    timings: Mapping[str, Number]
+    finished: str
+    files: Mapping[str, FileEntry] = {}
+
+    def plain(self) -> dict[str, Any]:
+        """Return the record as ``publish`` takes it: plain values, without the files."""
+        return self.model_dump(mode="json", exclude={"files"})
+
+
+class PretrainRecord(Record):
+    """``record.json`` of a pretraining; ``metrics`` are what was measured last."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    steps: int
+    epochs: int
+
+
+class FewShotDraw(_Model):
+    """One choice of k images per class: their places in the training split, and what came of it on the test split."""
+
+    draw: int
+    indices: tuple[int, ...]
+    metrics: Mapping[str, Number]
+    best_epoch: int
+
+
+class DownstreamRecord(Record):
+    """``record.json`` of a downstream job.
+
+    Attributes:
+        metrics: of the test split; of several draws their mean.
+        validation: likewise of the validation split.
+        confusion_matrix: of the saved model on the test split, rows are the truth; None if multi-label.
+        per_class_auroc: of the saved model.
+        chosen_draw: whose model is saved.
+        draw_overlap: mean Jaccard index of two draws' images.
+    """
+
+    kind: Literal["downstream"] = "downstream"
+    dataset: str
+    init: str
+    protocol: str
+    task: str
+    labels: Mapping[str, str]
+    validation: Mapping[str, Number]
+    confusion_matrix: tuple[tuple[int, ...], ...] | None
+    per_class_auroc: tuple[Number, ...]
+    best_epoch: int
+    curves: tuple[Mapping[str, Any], ...]
+    chosen_draw: int | None
+    draws: tuple[FewShotDraw, ...]
+    draw_overlap: float | None
+
+
+# --- publishing and reading
 
 
 def pointer(key: str, data: bytes | memoryview) -> dict[str, Any]:
@@ -103,7 +297,21 @@ def read_record(store: Store, folder: str) -> dict[str, Any]:
     return record
 
 
-def read_verified(store: Store, key: str, expected: dict[str, Any]) -> bytes:
+def read_plan(store: Store, run_id: str) -> Plan:
+    """Read the plan of a run.
+
+    Raises:
+        MissingObject: the run was not planned.
+        InputError: the plan is damaged.
+    """
+    key = keys.experiment(run_id)
+    try:
+        return Plan.model_validate(read_json(store, key).get("plan"))
+    except ValidationError as error:
+        raise InputError(f"{store.uri}/{key}: damaged, has no plan; delete it and run `plan` again") from error
+
+
+def read_verified(store: Store, key: str, expected: Mapping[str, Any]) -> bytes:
     """Read an object and compare it with the ``size`` and ``sha256`` of its pointer.
 
     Raises:

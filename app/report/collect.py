@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from app.data import say_overlap
 from app.errors import InputError
 from app.jobs import keys
+from app.jobs.records import DownstreamRecord, Experiment, Plan, PlannedJob, PretrainRecord, Record, read_verified
 from app.storage import MissingObject, Store
 
 Scores = NDArray[np.float64]
@@ -26,133 +25,6 @@ Labels = NDArray[np.int64]
 # The order of tables and figures; what is not named here comes after, by name.
 METHOD_ORDER = ("random", "imagenet", "byol", "byol_plus")
 PROTOCOL_ORDER = ("finetune", "linear_probe", "few_shot", "few_shot_frozen")
-
-
-def _nan_if_null(value: object) -> object:
-    return math.nan if value is None else value
-
-
-Number = Annotated[float, BeforeValidator(_nan_if_null)]  # JSON writes NaN as null, or as NaN
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=True)
-
-
-class FileEntry(_Model):
-    """Size in bytes and SHA-256 of a file beside a record."""
-
-    size: int
-    sha256: str
-
-
-class PlannedJob(_Model):
-    """One job of the plan."""
-
-    key: str
-    needs: str | None = None
-
-
-class Plan(_Model):
-    """The jobs that the run was to do."""
-
-    pretrain: tuple[PlannedJob, ...] = ()
-    downstream: tuple[PlannedJob, ...] = ()
-
-
-class DatasetInfo(_Model):
-    """What the report says about a dataset; ``class_counts[split]`` has one count per class or label."""
-
-    sha256: str
-    size: int
-    task: str
-    labels: Mapping[str, str]
-    channels: int
-    splits: Mapping[str, int]
-    class_counts: Mapping[str, tuple[int, ...]] = {}
-    licence: str
-    source: str = ""
-    title: str
-    modality: str = ""
-    role: str = "downstream"  # or "pretrain", or "both"
-    unlabelled: Mapping[str, int] = {}  # with both roles: which of its splits are pretrained on, and how many images
-
-
-class TestImages(_Model):
-    """Images of a test split, and how many of them are pretrained on."""
-
-    images: int
-    shared: int
-
-
-class Overlap(_Model):
-    """Images that test splits share with the pretraining set, of which this split, so many images, is pretrained on."""
-
-    pretraining: str
-    split: str
-    images: int
-    test: Mapping[str, TestImages]
-
-
-class Experiment(_Model):
-    """``experiment.json``: what was to be done, with which settings, on which data."""
-
-    version: Literal[1]
-    run_id: str
-    preset: str
-    synthetic: bool
-    config: Mapping[str, Any]
-    plan: Plan
-    data: Mapping[str, DatasetInfo]
-    overlap: Overlap | None = None  # None if nothing is pretrained, or the plan is older than the comparison
-    created: str
-
-
-class _Record(_Model):
-    version: Literal[1]
-    run_id: str
-    key: str
-    method: str
-    seed: int
-    synthetic: bool
-    environment: Mapping[str, Any] = {}
-    timings: Mapping[str, Number] = {}
-    files: Mapping[str, FileEntry] = {}
-    finished: str = ""
-
-
-class PretrainRecord(_Record):
-    """``record.json`` of one pretraining job."""
-
-    kind: Literal["pretrain"]
-    metrics: Mapping[str, Number] = {}
-    steps: int = 0
-    epochs: float = 0
-
-
-class Draw(_Model):
-    """One few-shot draw: its number and its test metrics."""
-
-    draw: int
-    metrics: Mapping[str, Number]
-
-
-class DownstreamRecord(_Record):
-    """``record.json`` of one downstream job; ``metrics`` are of the test split (few-shot: mean of draws)."""
-
-    kind: Literal["downstream"]
-    dataset: str
-    init: str
-    protocol: str
-    task: str
-    labels: Mapping[str, str]
-    metrics: Mapping[str, Number]
-    validation: Mapping[str, Number] = {}
-    confusion_matrix: tuple[tuple[int, ...], ...] | None = None
-    per_class_auroc: tuple[Number, ...] = ()
-    best_epoch: int | None = None
-    draws: tuple[Draw, ...] = ()
-    draw_overlap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -269,20 +141,17 @@ def _parse(model: type[_M], data: bytes) -> _M:
         raise _Damaged("damaged record (not JSON)") from error
 
 
-def _read_listed(store: Store, folder: str, name: str, record: _Record) -> bytes:
+def _read_listed(store: Store, folder: str, name: str, record: Record) -> bytes:
     """Read a file that a record lists, and compare it with the SHA-256 there."""
     entry = record.files.get(name)
     if entry is None:
         raise _Damaged(f"the record lists no {name}")
     try:
-        data = store.read(f"{folder}/{name}")
+        return read_verified(store, f"{folder}/{name}", entry.model_dump())
     except MissingObject as error:
         raise _Damaged(f"{name} is missing") from error
     except InputError as error:
-        raise _Damaged(f"{name} is damaged") from error
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise _Damaged(f"{name} is damaged (SHA-256 differs from the record)")
-    return data
+        raise _Damaged(f"{name} is damaged (its SHA-256 is not the recorded one)") from error
 
 
 def parse_predictions(data: bytes) -> Scores:

@@ -25,7 +25,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from app.report.collect import DatasetInfo, Labels, PretrainRun, Result
+from app.jobs.records import DatasetInfo
+from app.report.collect import Labels, PretrainRun, Result
 from app.report.compare import Comparison
 from app.science.statistics import Interval
 

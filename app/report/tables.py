@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from app.jobs import keys
-from app.report.collect import CellKey, DatasetInfo, Missing, Study
+from app.jobs.records import DatasetInfo
+from app.report.collect import CellKey, Missing, Study
 from app.report.compare import METRICS, Analysis, Comparison
 from app.science.statistics import Interval
 

@@ -20,6 +20,7 @@ from app.errors import CollapseError
 from app.jobs import keys
 from app.jobs.checkpoint import dump_weights
 from app.jobs.job import Job, open_job
+from app.jobs.records import DownstreamRecord, FewShotDraw
 from app.jobs.run import Run, load_labelled, now
 from app.runtime import Progress, choose_device, environment, prepare
 from app.science import metrics
@@ -27,7 +28,7 @@ from app.science.draws import generator
 from app.science.finetuning import Fit, Labelled, fit, n_outputs, predict, probabilities
 from app.science.networks import Classifier, Encoder
 from app.science.protocols import PROTOCOLS
-from app.settings import ProtocolName
+from app.settings import FewShotRecipe, ProtocolName, Recipe
 from app.stages.weights import Weights, describe, initial_weights
 
 
@@ -79,130 +80,150 @@ def run(
     with open_job(run, folder, science, progress=progress, overwrite=overwrite) as job:
         if job.record is not None:
             return job.record
-        return job.publish(*work(run, job, data, weights, protocol, seed))
+        device = choose_device(config.runtime.device)
+        prepare(device, config.runtime.threads)
+        work = Evaluation(run, job, data, weights, protocol, seed, device)
+        total = work.draws * work.recipe.epochs
+        if (state := job.restore()) is not None:
+            with job.resuming():
+                work.restore(state)
+                progress.say(f"continues at epoch {work.epochs_done + 1} of {total}")
+        with progress.bar(total, work.epochs_done) as bar:
+            while len(work.outcomes) < work.draws:
+                work.run_draw(bar.advance)
+        return job.publish(work.files(), work.record())
 
 
-def work(
-    run: Run, job: Job, data: Dataset, weights: Weights, protocol: ProtocolName, seed: int
-) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Train and judge; return the files and the record."""
-    config = run.config
-    recipe = getattr(config.protocols, protocol)
-    device = choose_device(config.runtime.device)
-    prepare(device, config.runtime.threads)
-    begin = time.perf_counter()
-    kind = PROTOCOLS[protocol]
-    k, draws = (recipe.k, recipe.draws) if kind.few else (0, 1)
-    train = Labelled.of(data.train.images, data.train.labels, device)
-    val = Labelled.of(data.val.images, data.val.labels, device)
-    test_images = Labelled.of(data.test.images, data.test.labels, device).images
-    chosen = [choose_images(data, k, seed, draw, protocol) for draw in range(draws)] if kind.few else []
-    saved = job.restore()
-    outcomes: list[Outcome] = []
-    fit_state: dict[str, Any] | None = None
-    seconds, epochs_done = 0.0, 0
-    if saved is not None:
-        with job.resuming():
-            outcomes = [Outcome.of_state(state) for state in saved["outcomes"]]
-            fit_state, seconds = saved["fit"], float(saved["seconds"])
-            epochs_done = len(outcomes) * recipe.epochs + len(saved["fit"]["curves"])
-        job.progress.say(f"continues at epoch {epochs_done + 1} of {draws * recipe.epochs}")
+class Evaluation:
+    """A downstream job at work: one training for each draw, or a single one, and what came of them so far."""
 
-    def after_step(step: int, state: Callable[[], dict[str, Any]]) -> None:
-        def whole() -> dict[str, Any]:
-            return {
-                "outcomes": [outcome.state() for outcome in outcomes],
-                "fit": state(),
-                "seconds": seconds + time.perf_counter() - begin,
-            }
+    def __init__(
+        self, run: Run, job: Job, data: Dataset, weights: Weights, protocol: ProtocolName, seed: int, device: str
+    ) -> None:
+        self.begin, self.seconds_before = time.perf_counter(), 0.0
+        self.run, self.job, self.data, self.weights = run, job, data, weights
+        self.protocol, self.seed, self.device = protocol, seed, device
+        self.kind = PROTOCOLS[protocol]
+        self.recipe: Recipe = getattr(run.config.protocols, protocol)
+        few = self.recipe if isinstance(self.recipe, FewShotRecipe) else None
+        self.draws = few.draws if few else 1
+        self.train = Labelled.of(data.train.images, data.train.labels, device)
+        self.val = Labelled.of(data.val.images, data.val.labels, device)
+        self.test_images = Labelled.of(data.test.images, data.test.labels, device).images
+        self.chosen = [choose_images(data, few.k, seed, draw, protocol) for draw in range(few.draws)] if few else []
+        self.outcomes: list[Outcome] = []
+        self.fit_state: dict[str, Any] | None = None
 
-        step += sum(outcome.fit.steps for outcome in outcomes)
-        job.after_step(step, whole, f"step {step}")
+    @property
+    def seconds(self) -> float:
+        """Seconds of work, those before an interruption included."""
+        return self.seconds_before + time.perf_counter() - self.begin
 
-    with job.progress.bar(draws * recipe.epochs, epochs_done) as bar:
-        for draw in range(len(outcomes), draws):
-            classifier = build_classifier(run, data, weights, seed, draw).to(device)
-            try:
-                outcome = fit(
-                    classifier,
-                    train.take(chosen[draw]) if kind.few else train,
-                    val,
-                    protocol=kind,
-                    recipe=recipe,
-                    task=data.task,
-                    key=(data.name, seed, draw),
-                    check=bar.advance,
-                    after_step=after_step,
-                    resume=fit_state,
-                )
-            except CollapseError as error:
-                job.claim.confirm()
-                curves = curves_jsonl([*(o.fit.curves for o in outcomes), error.curves])
-                run.store.write(f"{job.folder}/{keys.CURVES}", curves)
-                raise
-            fit_state = None
-            outcomes.append(Outcome.judge(classifier, outcome, data, val, test_images))
-            keep_best_model(outcomes)
+    @property
+    def epochs_done(self) -> int:
+        """Epochs of all draws that a checkpoint had behind it."""
+        return len(self.outcomes) * self.recipe.epochs + len(self.fit_state["curves"] if self.fit_state else ())
 
-    best = best_of(outcomes)
-    model = outcomes[best].model
-    assert model is not None, "the best outcome keeps its model"
-    metadata = describe(
-        config,
-        synthetic=data.synthetic,
-        task=data.task,
-        labels=json.dumps(data.labels),
-        dataset=data.title,
-        init=weights.name,
-        protocol=protocol,
-        seed=str(seed),
-        licence=data.licence,
-    )
-    files = {
-        keys.PREDICTIONS: predictions_csv(outcomes[best].scores),
-        keys.MODEL: dump_weights(model, metadata),
-    }
-    if kind.few:
-        files |= {keys.draw_predictions(d): predictions_csv(o.scores) for d, o in enumerate(outcomes)}
-    return files, {
-        "version": 1,
-        "kind": "downstream",
-        "run_id": run.run_id,
-        "key": str(keys.Downstream(data.name, weights.name, protocol, seed)),
-        "dataset": data.name,
-        "init": weights.name,
-        "method": keys.method_of(weights.name),
-        "protocol": protocol,
-        "seed": seed,
-        "synthetic": data.synthetic,
-        "identity": identity(job.science),
-        "science": job.science,
-        "config": config.model_dump(mode="json"),
-        "environment": environment(device),
-        "data": {data.name: {"sha256": data.sha256}},
-        "task": data.task,
-        "labels": data.labels,
-        "metrics": _mean([o.test for o in outcomes]),
-        "validation": _mean([o.validation for o in outcomes]),
-        "confusion_matrix": metrics.confusion_matrix(data.test.labels, outcomes[best].scores, data.task),
-        "per_class_auroc": _none_for_nan(metrics.per_class_auroc(data.test.labels, outcomes[best].scores, data.task)),
-        "best_epoch": outcomes[best].fit.best_epoch,
-        "curves": outcomes[best].fit.curves,
-        "chosen_draw": best if kind.few else None,
-        "draws": [
-            {
-                "draw": d,
-                "indices": chosen[d].tolist(),
-                "metrics": _mean([o.test]),
-                "best_epoch": o.fit.best_epoch,
-            }
-            for d, o in enumerate(outcomes)
-            if kind.few
-        ],
-        "draw_overlap": draw_overlap(chosen) if kind.few else None,
-        "timings": {"seconds": round(seconds + time.perf_counter() - begin, 3)},
-        "finished": now(),
-    }
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state`` returned."""
+        self.outcomes = [Outcome.of_state(outcome) for outcome in state["outcomes"]]
+        self.fit_state, self.seconds_before = state["fit"], float(state["seconds"])
+
+    def state(self, fit_state: dict[str, Any]) -> dict[str, Any]:
+        """Return everything needed to go on, in the midst of the training whose state is ``fit_state``."""
+        outcomes = [outcome.state() for outcome in self.outcomes]
+        return {"outcomes": outcomes, "fit": fit_state, "seconds": self.seconds}
+
+    def run_draw(self, after_epoch: Callable[[], None]) -> None:
+        """Train and judge the next draw.
+
+        Raises:
+            CollapseError: the loss is not finite; the curves of all draws are kept.
+        """
+        draw = len(self.outcomes)
+        classifier = build_classifier(self.run, self.data, self.weights, self.seed, draw).to(self.device)
+        try:
+            outcome = fit(
+                classifier,
+                self.train.take(self.chosen[draw]) if self.kind.few else self.train,
+                self.val,
+                protocol=self.kind,
+                recipe=self.recipe,
+                task=self.data.task,
+                key=(self.data.name, self.seed, draw),
+                check=after_epoch,
+                after_step=self._after_step,
+                resume=self.fit_state,
+            )
+        except CollapseError as error:
+            self.job.claim.confirm()
+            curves = curves_jsonl([*(o.fit.curves for o in self.outcomes), error.curves])
+            self.run.store.write(f"{self.job.folder}/{keys.CURVES}", curves)
+            raise
+        self.fit_state = None
+        self.outcomes.append(Outcome.judge(classifier, outcome, self.data, self.val, self.test_images))
+        keep_best_model(self.outcomes)
+
+    def _after_step(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
+        step += sum(outcome.fit.steps for outcome in self.outcomes)
+        self.job.after_step(step, lambda: self.state(state()), f"step {step}")
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files to publish: the best draw's model and predictions, and every draw's predictions."""
+        best = self.outcomes[best_of(self.outcomes)]
+        assert best.model is not None, "the best outcome keeps its model"
+        metadata = describe(
+            self.run.config,
+            synthetic=self.data.synthetic,
+            task=self.data.task,
+            labels=json.dumps(self.data.labels),
+            dataset=self.data.title,
+            init=self.weights.name,
+            protocol=self.protocol,
+            seed=str(self.seed),
+            licence=self.data.licence,
+        )
+        files = {keys.PREDICTIONS: predictions_csv(best.scores), keys.MODEL: dump_weights(best.model, metadata)}
+        if self.kind.few:
+            files |= {keys.draw_predictions(d): predictions_csv(o.scores) for d, o in enumerate(self.outcomes)}
+        return files
+
+    def record(self) -> DownstreamRecord:
+        """Return the record of the finished job."""
+        data, few = self.data, self.kind.few
+        chosen = best_of(self.outcomes)
+        best = self.outcomes[chosen]
+        return DownstreamRecord(
+            run_id=self.run.run_id,
+            key=str(keys.Downstream(data.name, self.weights.name, self.protocol, self.seed)),
+            dataset=data.name,
+            init=self.weights.name,
+            method=keys.method_of(self.weights.name),
+            protocol=self.protocol,
+            seed=self.seed,
+            synthetic=data.synthetic,
+            identity=identity(self.job.science),
+            science=self.job.science,
+            config=self.run.config.model_dump(mode="json"),
+            environment=environment(self.device),
+            data={data.name: {"sha256": data.sha256}},
+            task=data.task,
+            labels=data.labels,
+            metrics=_mean([o.test for o in self.outcomes]),
+            validation=_mean([o.validation for o in self.outcomes]),
+            confusion_matrix=metrics.confusion_matrix(data.test.labels, best.scores, data.task),
+            per_class_auroc=metrics.per_class_auroc(data.test.labels, best.scores, data.task),
+            best_epoch=best.fit.best_epoch,
+            curves=best.fit.curves,
+            chosen_draw=chosen if few else None,
+            draws=[
+                FewShotDraw(draw=d, indices=images.tolist(), metrics=o.test, best_epoch=o.fit.best_epoch)
+                for d, (images, o) in enumerate(zip(self.chosen, self.outcomes, strict=few))
+            ],
+            draw_overlap=draw_overlap(self.chosen) if few else None,
+            timings={"seconds": round(self.seconds, 3)},
+            finished=now(),
+        )
 
 
 @dataclass
@@ -314,9 +335,5 @@ def curves_jsonl(draws: Sequence[Sequence[Mapping[str, Any]]]) -> bytes:
     return "".join(f"{json.dumps(line)}\n" for line in lines).encode()
 
 
-def _mean(values: list[dict[str, float]]) -> dict[str, float | None]:
-    return dict(zip(values[0], _none_for_nan([float(np.mean([v[m] for v in values])) for m in values[0]]), strict=True))
-
-
-def _none_for_nan(values: list[float]) -> list[float | None]:
-    return [None if np.isnan(value) else value for value in values]
+def _mean(values: list[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([value[name] for value in values])) for name in values[0]}

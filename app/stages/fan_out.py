@@ -10,16 +10,15 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from app.errors import InputError, UsageError
 from app.jobs import keys
-from app.jobs.records import read_json
+from app.jobs.records import Plan, PlannedDownstream, read_plan
 from app.jobs.run import Run
 from app.science.protocols import PROTOCOLS
 from app.storage import Store
 
-Job = dict[str, Any]
 Part = Literal["trained", "frozen"]
 
 BASELINES = "baselines"
@@ -40,11 +39,11 @@ class FanOut:
         size: jobs per pod, at most.
     """
 
-    jobs: dict[tuple[str, Part], list[Job]]
+    jobs: dict[tuple[str, Part], list[PlannedDownstream]]
     size: int
 
     @classmethod
-    def of(cls, plan: dict[str, Any], seeds_per_pod: int) -> FanOut:
+    def of(cls, plan: Plan, seeds_per_pod: int) -> FanOut:
         """Divide a plan's downstream jobs.
 
         Args:
@@ -52,13 +51,15 @@ class FanOut:
             seeds_per_pod: jobs of one group and part in a pod: seeds where they differ in seeds, as baselines do, else
                 protocols or data sets. Raised as far as needed to stay within ``MAX_PODS``, pretraining included.
         """
-        groups = [BASELINES, *(job["key"] for job in plan["pretrain"])]
-        jobs: dict[tuple[str, Part], list[Job]] = {(group, part): [] for group in groups for part in _PARTS}
-        for job in sorted(plan["downstream"], key=_cell):
-            jobs[job["needs"] or BASELINES, _part(job)].append(job)
+        groups = [BASELINES, *(job.key for job in plan.pretrain)]
+        jobs: dict[tuple[str, Part], list[PlannedDownstream]] = {
+            (group, part): [] for group in groups for part in _PARTS
+        }
+        for job in sorted(plan.downstream, key=_cell):
+            jobs[job.needs or BASELINES, _part(job)].append(job)
         lengths = [len(members) for members in jobs.values() if members]
         size = seeds_per_pod
-        most = MAX_PODS - len(plan["pretrain"])
+        most = MAX_PODS - len(plan.pretrain)
         while size < max(lengths, default=0) and sum(math.ceil(n / size) for n in lengths) > most:
             size += 1
         return cls(jobs, size)
@@ -67,7 +68,7 @@ class FanOut:
         """Return the number of shards of a group's part."""
         return math.ceil(len(self.jobs.get((group, part), ())) / self.size)
 
-    def shard(self, group: str, part: Part, index: int) -> list[Job]:
+    def shard(self, group: str, part: Part, index: int) -> list[PlannedDownstream]:
         """Return the jobs of one shard; the shards of a group's part are equally long, give or take one job.
 
         Raises:
@@ -92,28 +93,28 @@ def write_fan_out(run: Run, folder: Path, seeds_per_pod: int) -> None:
     Raises:
         UsageError: too many pretrainings for one workflow, or the folder cannot be written.
     """
-    plan = read_json(run.store, keys.experiment(run.run_id))["plan"]
+    plan = read_plan(run.store, run.run_id)
     fan_out = FanOut.of(plan, seeds_per_pod)
     counts: dict[str, dict[str, int]] = {
         group: {part: fan_out.pods(group, part) for part in _PARTS}
-        for group in [BASELINES, *(job["key"] for job in plan["pretrain"])]
+        for group in [BASELINES, *(job.key for job in plan.pretrain)]
     }
     pretrain = [
         {"key": str(job), "method": job.method, "seed": job.seed} | counts[str(job)]
-        for planned in plan["pretrain"]
-        if (job := keys.Pretraining.parse(planned["key"])) is not None
+        for planned in plan.pretrain
+        if (job := keys.Pretraining.parse(planned.key)) is not None
     ]
-    pods = len(plan["pretrain"]) + sum(sum(parts.values()) for parts in counts.values())
+    pods = len(plan.pretrain) + sum(sum(parts.values()) for parts in counts.values())
     if pods > MAX_PODS:
         raise UsageError(
-            f"plan: {len(plan['pretrain'])} pretrainings need at least {pods} pods, and one workflow has room for "
+            f"plan: {len(plan.pretrain)} pretrainings need at least {pods} pods, and one workflow has room for "
             f"{MAX_PODS}; divide the seeds or methods among several runs"
         )
     summary = {
         "version": 1,
         "run_id": run.run_id,
-        "pretrain": len(plan["pretrain"]),
-        "downstream": len(plan["downstream"]),
+        "pretrain": len(plan.pretrain),
+        "downstream": len(plan.downstream),
         "jobs_per_pod": fan_out.size,
         "pods": pods,
     }
@@ -140,24 +141,24 @@ def read_fan_out(store: Store, run_id: str, jobs_per_pod: int) -> FanOut:
     Raises:
         MissingObject: the run was not planned.
     """
-    return FanOut.of(read_json(store, keys.experiment(run_id))["plan"], jobs_per_pod)
+    return FanOut.of(read_plan(store, run_id), jobs_per_pod)
 
 
 _PARTS: tuple[Part, Part] = ("trained", "frozen")
 
 
-def _part(job: Job) -> Part:
+def _part(job: PlannedDownstream) -> Part:
     return "frozen" if PROTOCOLS[_name(job).protocol].frozen else "trained"
 
 
-def _cell(job: Job) -> list[str]:
+def _cell(job: PlannedDownstream) -> list[str]:
     """Sort by data set, initialisation and protocol; a stable sort leaves the seeds in the plan's order."""
     name = _name(job)
     return [name.dataset, name.init, name.protocol]
 
 
-def _name(job: Job) -> keys.Downstream:
-    name = keys.Downstream.parse(job["key"])
+def _name(job: PlannedDownstream) -> keys.Downstream:
+    name = keys.Downstream.parse(job.key)
     if name is None:
-        raise InputError(f"the plan names a job {job['key']!r}, which no version of this program does; plan again")
+        raise InputError(f"the plan names a job {job.key!r}, which no version of this program does; plan again")
     return name

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from app.errors import InputError
 from app.jobs import keys
 from app.jobs.claims import live_owner
-from app.jobs.records import last_step, read_json
+from app.jobs.records import last_step, read_plan
 from app.storage import Store
 
 
@@ -44,12 +44,10 @@ def planned_jobs(store: Store, run_id: str) -> list[str]:
     Raises:
         InputError: the plan is not there, or damaged.
     """
-    key = keys.experiment(run_id)
-    try:
-        jobs = read_json(store, key)["plan"]
-        return [f"{kind}/{job['key']}" for kind in (keys.PRETRAIN, keys.DOWNSTREAM) for job in jobs[kind]]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{store.uri}/{key}: damaged, has no plan; delete it and run `plan` again") from error
+    plan = read_plan(store, run_id)
+    return [f"{keys.PRETRAIN}/{job.key}" for job in plan.pretrain] + [
+        f"{keys.DOWNSTREAM}/{job.key}" for job in plan.downstream
+    ]
 
 
 def _state(store: Store, folder: str, there: set[str]) -> tuple[str, str]:

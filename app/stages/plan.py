@@ -16,7 +16,16 @@ from app.config import difference, identity
 from app.data import Dataset, Unlabelled, class_members, few_shot_draw, say_overlap, shared_test_images
 from app.errors import InputError, UsageError
 from app.jobs import keys
-from app.jobs.records import read_json, write_json
+from app.jobs.records import (
+    DatasetInfo,
+    Experiment,
+    Overlap,
+    Plan,
+    PlannedDownstream,
+    PlannedPretraining,
+    read_json,
+    write_json,
+)
 from app.jobs.run import (
     LONGEST_RUN_ID,
     Run,
@@ -96,20 +105,19 @@ def plan(
         store.write(keys.test_labels(run.run_id, data.name), labels.encode())
     if unlabelled and unlabelled.name not in config.study.datasets:
         store.write(keys.sample_sheet(run.run_id, unlabelled.name), sample_sheet(unlabelled))
-    experiment = {
-        "version": 1,
-        "run_id": run.run_id,
-        "preset": config.preset,
-        "synthetic": synthetic == {True},
-        "config": config.model_dump(mode="json"),
-        "science": science,
-        "monitor": monitor_name(run),
-        "plan": list_jobs(run),
-        "data": described,
-        "overlap": overlap,
-        "created": now(),
-    }
-    write_json(store, key, experiment)
+    experiment = Experiment(
+        run_id=run.run_id,
+        preset=config.preset,
+        synthetic=synthetic == {True},
+        config=config.model_dump(mode="json"),
+        science=science,
+        monitor=monitor_name(run),
+        plan=list_jobs(run),
+        data={name: DatasetInfo.model_validate(entry) for name, entry in described.items()},
+        overlap=Overlap.model_validate(overlap) if overlap else None,
+        created=now(),
+    )
+    write_json(store, key, experiment.model_dump(mode="json"))
     return run
 
 
@@ -144,40 +152,40 @@ def default_run_id(preset: str, science: Mapping[str, Any]) -> str:
     return f"{stem}-{identity(science)[:8]}"
 
 
-def list_jobs(run: Run) -> dict[str, Any]:
-    """List the jobs of a run: pretraining per method and seed, then data set x init x protocol x seed.
-
-    A job's ``args`` follow ``python -m app``; the caller adds ``--store``. ``needs`` is the pretraining job
-    that must have finished, or None.
-    """
+def list_jobs(run: Run) -> Plan:
+    """List the jobs of a run: pretraining per method and seed, then data set x init x protocol x seed."""
     study = run.config.study
-    pretrain = [
-        {
-            "key": str(keys.Pretraining(method, seed)),
-            "args": ["pretrain", "--run-id", run.run_id, "--method", method, "--seed", str(seed)],
-        }
-        for seed in study.seeds
-        for method in study.methods
-    ]
-    inits: list[tuple[str, int, str | None]] = [
-        (baseline, seed, None) for baseline in study.baselines for seed in study.seeds
-    ]
-    trained = [(str(keys.Pretraining(method, seed)), seed) for method in study.methods for seed in study.seeds]
-    inits += [(name, seed, name) for name, seed in trained]
-    downstream = [
-        {
-            "key": str(keys.Downstream(dataset, init, protocol, seed)),
-            "needs": needs,
-            "args": [
-                "downstream", "--run-id", run.run_id, "--dataset", dataset, "--init", init,
-                "--protocol", protocol, "--seed", str(seed),
-            ],
-        }
-        for init, seed, needs in inits
+    trained = [keys.Pretraining(method, seed) for seed in study.seeds for method in study.methods]
+    starts: list[tuple[str, int, str | None]] = [(name, seed, None) for name in study.baselines for seed in study.seeds]
+    names = [(str(keys.Pretraining(method, seed)), seed) for method in study.methods for seed in study.seeds]
+    starts += [(name, seed, name) for name, seed in names]
+    judged = [
+        (keys.Downstream(dataset, init, protocol, seed), needs)
+        for init, seed, needs in starts
         for dataset in study.datasets
         for protocol in study.protocols
-    ]  # fmt: skip
-    return {"version": 1, "run_id": run.run_id, "pretrain": pretrain, "downstream": downstream}
+    ]
+    of_run = ("--run-id", run.run_id)
+    return Plan(
+        run_id=run.run_id,
+        pretrain=tuple(
+            PlannedPretraining(
+                key=str(job), args=("pretrain", *of_run, "--method", job.method, "--seed", str(job.seed))
+            )
+            for job in trained
+        ),
+        downstream=tuple(
+            PlannedDownstream(
+                key=str(job),
+                needs=needs,
+                args=(
+                    *("downstream", *of_run, "--dataset", job.dataset, "--init", job.init),
+                    *("--protocol", job.protocol, "--seed", str(job.seed)),
+                ),
+            )
+            for job, needs in judged
+        ),
+    )
 
 
 def sample_sheet(data: Dataset | Unlabelled) -> bytes:

@@ -10,6 +10,7 @@ from app.errors import CollapseError
 from app.jobs import keys
 from app.jobs.checkpoint import dump_weights
 from app.jobs.job import open_job
+from app.jobs.records import PretrainRecord
 from app.jobs.run import Run, load_labelled, load_pretraining, monitor_name, now
 from app.runtime import Progress, choose_device, compiles_on, environment, prepare
 from app.science import pretraining
@@ -123,7 +124,7 @@ def build_trainer(
 
 def result(
     run: Run, method: Method, seed: int, data: Unlabelled, science: dict[str, Any], trainer: Trainer
-) -> tuple[dict[str, bytes], dict[str, Any]]:
+) -> tuple[dict[str, bytes], PretrainRecord]:
     """Return the files and the record of a finished pretraining."""
     config = run.config
     metadata = describe(
@@ -138,29 +139,27 @@ def result(
         keys.ENCODER: dump_weights(trainer.model.encoder.plain_state(), metadata),
         keys.CURVES: trainer.curves_bytes(),
     }
-    return files, {
-        "version": 1,
-        "kind": "pretrain",
-        "run_id": run.run_id,
-        "key": str(keys.Pretraining(method, seed)),
-        "method": method,
-        "seed": seed,
-        "synthetic": data.synthetic,
-        "identity": identity(science),
-        "science": science,
-        "config": config.model_dump(mode="json"),
-        "environment": environment(trainer.device)
-        | {"precision": trainer.precision, "compiled": trainer.compiled, "processes": trainer.ranks.world},
-        "data": {data.name: {"sha256": data.sha256, "images": len(data)}},
-        "metrics": trainer.metrics,
-        "timings": {
+    where = {"precision": trainer.precision, "compiled": trainer.compiled, "processes": trainer.ranks.world}
+    return files, PretrainRecord(
+        run_id=run.run_id,
+        key=str(keys.Pretraining(method, seed)),
+        method=method,
+        seed=seed,
+        synthetic=data.synthetic,
+        identity=identity(science),
+        science=science,
+        config=config.model_dump(mode="json"),
+        environment=environment(trainer.device) | where,
+        data={data.name: {"sha256": data.sha256, "images": len(data)}},
+        metrics=trainer.metrics,
+        timings={
             "seconds": round(trainer.seconds, 3),
             "images_per_second": round(trainer.total_steps * trainer.images_per_step / trainer.seconds, 1),
         },
-        "steps": trainer.total_steps,
-        "epochs": config.pretrain.epochs,
-        "finished": now(),
-    }
+        steps=trainer.total_steps,
+        epochs=config.pretrain.epochs,
+        finished=now(),
+    )
 
 
 def science_of(config: Config, method: str, seed: int, data: Unlabelled, weights: Weights) -> dict[str, Any]:

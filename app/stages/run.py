@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from app.errors import AppError, Interrupted, UsageError
+from app.jobs.records import PlannedJob, PlannedPretraining
 from app.jobs.run import Run
 from app.machine import cores
 from app.runtime import SIGNALS, Progress, Stopped, StopRequest, end_with_the_parent, stop_now
@@ -58,12 +59,12 @@ def run_study(
     run = plan(store, config, run_id, overwrite=overwrite, strict_overlap=strict_overlap)
     progress = Progress("run", run_id=run.run_id)
     jobs = list_jobs(run)
-    waiting = {job["key"]: job for kind in ("pretrain", "downstream") for job in jobs[kind]}
+    waiting: dict[str, PlannedJob] = {job.key: job for job in jobs.pretrain} | {job.key: job for job in jobs.downstream}
     total, done = len(waiting), 0
     if workers > 1 and (lacking := _cannot_fork()):
         progress.say(f"this machine has no semaphores ({lacking}; is there a /dev/shm?): one job at a time")
         workers = 1
-    progress.say(f"{run.run_id}: {len(jobs['pretrain'])} pretrainings, {len(jobs['downstream'])} downstream jobs")
+    progress.say(f"{run.run_id}: {len(jobs.pretrain)} pretrainings, {len(jobs.downstream)} downstream jobs")
     if workers > 1:
         own = run.config.runtime
         threads = own.threads or max(1, cores() // workers)
@@ -79,7 +80,7 @@ def run_study(
             if error is not None:
                 errors[key] = error
                 progress.say(f"{key} failed: {error}")
-                for other in [other for other, job in waiting.items() if job.get("needs") == key]:
+                for other in [other for other, job in waiting.items() if job.needs == key]:
                     del waiting[other]
                     done += 1
                     progress.say(f"{other} is left out: it needs {key}")
@@ -97,7 +98,7 @@ def _cannot_fork() -> str | None:
     return None
 
 
-def run_job(run: Run, args: list[str], overwrite: bool) -> None:
+def run_job(run: Run, args: Sequence[str], overwrite: bool) -> None:
     """Run one job of the plan by its ``args``, in this process.
 
     Raises:
@@ -125,19 +126,19 @@ def run_job(run: Run, args: list[str], overwrite: bool) -> None:
 Ended = Generator[tuple[str, AppError | None]]
 
 
-def _in_order(run: Run, waiting: dict[str, dict[str, Any]], overwrite: bool) -> Ended:
+def _in_order(run: Run, waiting: dict[str, PlannedJob], overwrite: bool) -> Ended:
     """Run the jobs one after the other; take each from ``waiting`` and yield its name and its error, if any."""
     while waiting:
         key = next(iter(waiting))
         job = waiting.pop(key)
         try:
-            run_job(run, job["args"], overwrite)
+            run_job(run, job.args, overwrite)
             yield key, None
         except AppError as error:
             yield key, error
 
 
-def _in_parallel(run: Run, waiting: dict[str, dict[str, Any]], overwrite: bool, workers: int) -> Ended:
+def _in_parallel(run: Run, waiting: dict[str, PlannedJob], overwrite: bool, workers: int) -> Ended:
     """Run the jobs ``workers`` at a time, none before the one it needs.
 
     Raises:
@@ -151,16 +152,16 @@ def _in_parallel(run: Run, waiting: dict[str, dict[str, Any]], overwrite: bool, 
     try:
         with signals, ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
             signals.pool = pool
-            pretrainings = {key for key, job in waiting.items() if "needs" not in job}
+            pretrainings = {key for key, job in waiting.items() if isinstance(job, PlannedPretraining)}
             while running or (waiting and signals.came is None):
                 ready = [
                     key
                     for key, job in waiting.items()
-                    if job.get("needs") is None or job["needs"] in ended or job["needs"] not in pretrainings
+                    if job.needs is None or job.needs in ended or job.needs not in pretrainings
                 ]
                 for key in ready[: workers - len(running)] if signals.came is None else []:
                     job = waiting.pop(key)
-                    future = pool.submit(_run_remote, run.store.address, run.run_id, config, job["args"], overwrite)
+                    future = pool.submit(_run_remote, run.store.address, run.run_id, config, job.args, overwrite)
                     running[future] = key
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
@@ -233,7 +234,7 @@ def _start_worker() -> None:
     end_with_the_parent(Interrupted.exit_code)
 
 
-def _run_remote(address: str, run_id: str, config: dict[str, Any], args: list[str], overwrite: bool) -> None:
+def _run_remote(address: str, run_id: str, config: dict[str, Any], args: Sequence[str], overwrite: bool) -> None:
     from app.config import parse_config
 
     if _Worker.stopped:

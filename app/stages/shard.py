@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 
 from app.errors import AppError, Interrupted, StorageError
+from app.jobs.records import PlannedDownstream
 from app.jobs.run import Run
 from app.runtime import Progress
-from app.stages.fan_out import Job
 from app.stages.run import run_job
 
 
-def run_shard(run: Run, jobs: list[Job], *, name: str) -> None:
+def run_shard(run: Run, jobs: list[PlannedDownstream], *, name: str) -> None:
     """Work off a shard, one job after the other; what is done already is not run again.
 
     A job that fails does not stop the others. A signal and storage that is out of reach do: the same command continues.
@@ -30,13 +30,13 @@ def run_shard(run: Run, jobs: list[Job], *, name: str) -> None:
     errors: list[AppError] = []
     for done, job in enumerate(jobs, 1):
         try:
-            run_job(run, job["args"], False)
+            run_job(run, job.args, False)
         except (Interrupted, StorageError):
             raise
         except AppError as error:
             errors.append(error)
-            progress.say(f"{job['key']} failed: {error}")
-        progress.say(f"{job['key']}: {done} of {len(jobs)} jobs", done=done, total=len(jobs))
+            progress.say(f"{job.key} failed: {error}")
+        progress.say(f"{job.key}: {done} of {len(jobs)} jobs", done=done, total=len(jobs))
         progress.write_progress_file(done, len(jobs))
     if errors:
         raise errors[0]

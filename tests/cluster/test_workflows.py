@@ -64,7 +64,7 @@ def test_every_command_is_parsed_by_the_real_command_line() -> None:
 def test_the_plan_writes_what_the_workflow_reads(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     run = Run(store, "x", load_config("recommended"))
-    store.write("runs/x/experiment.json", json.dumps({"plan": list_jobs(run)}).encode())
+    store.write("runs/x/experiment.json", json.dumps({"plan": list_jobs(run).model_dump(mode="json")}).encode())
     write_fan_out(run, tmp_path / "out", 3)
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES_OF_PLAN
     assert {

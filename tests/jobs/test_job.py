@@ -19,7 +19,7 @@ from app.errors import Interrupted, StorageError, UsageError
 from app.jobs.checkpoint import CheckpointWriter, load_checkpoint, pack, save_checkpoint
 from app.jobs.claims import LostClaim
 from app.jobs.job import Job, open_job
-from app.jobs.records import publish, read_json
+from app.jobs.records import PretrainRecord, publish, read_json
 from app.jobs.run import Run
 from app.runtime import Progress, StopRequest
 from app.storage import FolderStore
@@ -38,8 +38,13 @@ def opened(store: FolderStore, *settings: str, science: dict[str, Any] = SCIENCE
     return open_job(Run(store, "r", config), FOLDER, science, progress=Progress("test"), overwrite=overwrite)
 
 
-def record(**more: Any) -> dict[str, Any]:
-    return {"version": 1, "identity": "1" * 64, "science": SCIENCE} | more
+def record(**changes: Any) -> PretrainRecord:
+    plain: dict[str, Any] = {
+        "run_id": "r", "key": "byol-s0", "method": "byol", "seed": 0, "synthetic": True, "identity": "1" * 64,
+        "science": SCIENCE, "config": {}, "environment": {}, "data": {}, "metrics": {}, "timings": {},
+        "finished": "2026-11-22T08:00:00Z", "steps": 9, "epochs": 1,
+    }  # fmt: skip
+    return PretrainRecord(**plain | changes)
 
 
 def state(step: int) -> dict[str, Any]:
@@ -216,9 +221,9 @@ def test_who_lost_the_claim_neither_saves_nor_publishes(store: FolderStore) -> N
 
 def test_who_finds_the_same_result_published_returns_it(store: FolderStore) -> None:
     with opened(store) as job:
-        theirs = publish(store, FOLDER, {"x.bin": b"1"}, record(by="another"))
-        assert job.publish({"x.bin": b"1"}, record(by="us")) == theirs
-    assert read_json(store, f"{FOLDER}/record.json")["by"] == "another"
+        theirs = publish(store, FOLDER, {"x.bin": b"1"}, record(method="another").plain())
+        assert job.publish({"x.bin": b"1"}, record(method="us")) == theirs
+    assert read_json(store, f"{FOLDER}/record.json")["method"] == "another"
 
 
 def test_an_earlier_owner_cannot_move_the_pointer_of_a_later_one(store: FolderStore) -> None:

@@ -1,7 +1,10 @@
+import json
+import math
+
 import pytest
 
 from app.errors import InputError
-from app.jobs.records import publish, read_json, read_verified
+from app.jobs.records import FewShotDraw, publish, read_json, read_plan, read_verified
 from app.storage import FolderStore, MissingObject, sha256
 
 FOLDER = "runs/r/pretrain/byol-s0"
@@ -56,3 +59,21 @@ def test_json_that_is_none(store):
         read_json(store, "y.json")
     with pytest.raises(MissingObject):
         read_json(store, "z.json")
+
+
+def test_what_has_no_number_is_null_and_read_as_none():
+    """JSON knows no NaN: written as null, and NaN again for whoever reads it."""
+    draw = FewShotDraw(draw=0, indices=[3, 1], metrics={"auroc": math.nan, "accuracy": 0.5}, best_epoch=1)
+    plain = draw.model_dump(mode="json")
+    assert plain["metrics"] == {"auroc": None, "accuracy": 0.5}
+    again = FewShotDraw.model_validate(json.loads(json.dumps(plain)))
+    assert math.isnan(again.metrics["auroc"])
+    assert again.indices == (3, 1)
+
+
+def test_a_plan_that_is_none(store):
+    store.write("runs/r/experiment.json", b'{"plan": {"pretrain": []}}')
+    with pytest.raises(InputError, match=r"runs/r/experiment.json: damaged, has no plan"):
+        read_plan(store, "r")
+    with pytest.raises(MissingObject):
+        read_plan(store, "other")

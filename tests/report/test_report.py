@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from app.errors import InputError
+from app.jobs.records import DownstreamRecord, Experiment, PretrainRecord
 from app.report import ReportSummary, plots, tables, write_report
 from app.report.collect import Study, collect, parse_predictions
 from app.report.compare import Analysis
@@ -169,23 +170,23 @@ class FakeRun:
         inits = self.inits()
         plan = {
             "version": 1, "run_id": RUN,
-            "pretrain": [{"key": i, "args": []} for i, m, _ in inits if i != m],
+            "pretrain": [{"key": i, "args": ()} for i, m, _ in inits if i != m],
             "downstream": [
-                {"key": f"{d}/{i}/{p}/s{s}", "needs": i if i != m else None, "args": []}
+                {"key": f"{d}/{i}/{p}/s{s}", "needs": i if i != m else None, "args": ()}
                 for d in self.datasets for p in self.protocols for i, m, s in inits
             ],
         }  # fmt: skip
         config = {"study": {"methods": list(self.methods), "seeds": list(self.seeds)}, "pretrain": {"epochs": 20}}
         record = {
-            "version": 1, "run_id": RUN, "preset": "recommended", "synthetic": self.synthetic, "config": config,
-            "plan": plan, "data": data, "created": "2026-11-22T08:00:00Z",
+            "run_id": RUN, "preset": "recommended", "synthetic": self.synthetic, "config": config, "science": {},
+            "monitor": None, "plan": plan, "data": data, "created": "2026-11-22T08:00:00Z",
         }  # fmt: skip
-        self.put("experiment.json", record | changes)
+        self.put("experiment.json", Experiment.model_validate(record | changes).model_dump(mode="json"))
 
     def base(self, key: str, method: str, seed: int) -> dict[str, Any]:
         return {
-            "version": 1, "run_id": RUN, "key": key, "method": method, "seed": seed, "synthetic": self.synthetic,
-            "identity": "2" * 64, "config": {}, "finished": "2026-11-22T09:30:00Z",
+            "run_id": RUN, "key": key, "method": method, "seed": seed, "synthetic": self.synthetic, "science": {},
+            "identity": "2" * 64, "config": {}, "data": {}, "finished": "2026-11-22T09:30:00Z",
             "environment": {"git_commit": "abc1234", "python": "3.11.2", "torch": "2.14.1"},
         }  # fmt: skip
 
@@ -208,11 +209,11 @@ class FakeRun:
         curves = "\n".join(json.dumps(line) for line in lines).encode()
         folder = f"pretrain/{key}"
         record = self.base(key, method, seed) | {
-            "kind": "pretrain", "steps": 780, "epochs": 20, "files": self.files(folder, {"curves.jsonl": curves}),
+            "steps": 780, "epochs": 20, "files": self.files(folder, {"curves.jsonl": curves}),
             "metrics": {"loss": 0.4, "target_std": 0.06, "rank_me": 88.2, "knn_accuracy": 0.88, "knn_auroc": 0.94},
             "timings": {"seconds": 812.3, "images_per_second": 246.1},
         }  # fmt: skip
-        self.put(f"{folder}/record.json", record)
+        self.put(f"{folder}/record.json", PretrainRecord.model_validate(record).model_dump(mode="json"))
 
     def downstream(self, name: str, init: str, method: str, protocol: str, seed: int) -> dict[str, Any]:
         info, y = self.datasets[name], self.labels(name)
@@ -226,16 +227,20 @@ class FakeRun:
         if few:
             contents |= {f"draws/{d}/predictions.csv": predictions_csv(s) for d, s in enumerate(drawn)}
         record = self.base(key, method, seed) | {
-            "kind": "downstream", "dataset": name, "init": init, "protocol": protocol, "task": info["task"],
+            "dataset": name, "init": init, "protocol": protocol, "task": info["task"],
             "labels": {str(i): label for i, label in enumerate(info["labels"])},
             "metrics": {m: float(np.mean([v[m] for v in values])) for m in values[0]},
             "validation": values[0], "confusion_matrix": metrics.confusion_matrix(y, drawn[0], info["task"]),
             "per_class_auroc": [0.9] * len(info["labels"]), "best_epoch": 3, "curves": [],
-            "draws": [{"draw": d, "metrics": v, "best_epoch": 3} for d, v in enumerate(values)] if few else [],
+            "draws": [
+                {"draw": d, "indices": (), "metrics": v, "best_epoch": 3} for d, v in enumerate(values) if few
+            ],
+            "chosen_draw": 0 if few else None,
             "draw_overlap": 0.02 if few else None, "timings": {"seconds": 41.5}, "files": self.files(folder, contents),
         }  # fmt: skip
-        self.put(f"{folder}/record.json", record)
-        return record
+        plain = DownstreamRecord.model_validate(record).model_dump(mode="json")
+        self.put(f"{folder}/record.json", plain)
+        return plain
 
 
 def predictions_csv(scores: NDArray[np.float64]) -> bytes:
@@ -451,9 +456,7 @@ def test_test_images_that_are_pretrained_on_are_said_everywhere(role: str) -> No
         del data["nih_unlabelled"]
         data["pneumoniamnist"] |= {"role": "both", "unlabelled": {"all": 500}}
         shared["pneumoniamnist"]["shared"] = 50
-        sentence = (
-            "All 50 test images of PneumoniaMNIST are among the images of pretraining, PneumoniaMNIST (its "
-        )
+        sentence = "All 50 test images of PneumoniaMNIST are among the images of pretraining, PneumoniaMNIST (its "
         name = "pneumoniamnist"
     else:
         shared["pneumoniamnist"]["shared"] = 3
@@ -559,7 +562,7 @@ def test_predictions_that_are_missing_or_damaged_cost_only_what_needs_them() -> 
     summary = write_report(run.store, RUN)
     reasons = {line.split(": ", 1)[0].split("/")[2]: line.split(": ", 1)[1] for line in summary.missing}
     assert reasons["finetune"].startswith("predictions.csv is missing")
-    assert reasons["linear_probe"].startswith("predictions.csv is damaged (SHA-256")
+    assert reasons["linear_probe"].startswith("predictions.csv is damaged (its SHA-256")
     assert reasons["few_shot"].startswith("draws/1/predictions.csv is missing")
     by_key = {(c.protocol, c.method): c for c in Analysis(collect(run.store, RUN), resamples=20).comparisons}
     assert by_key["finetune", "byol"].images is None
@@ -662,7 +665,7 @@ def test_no_such_run_and_a_damaged_experiment_are_input_errors() -> None:
     with pytest.raises(InputError, match="no run 'recommended-1a2b3c4d'"):
         write_report(run.store, RUN)
     run.put("experiment.json", b"{}")
-    with pytest.raises(InputError, match=r"damaged record \(version: Field required\)"):
+    with pytest.raises(InputError, match=r"damaged record \(run_id: Field required\)"):
         write_report(run.store, RUN)
 
 

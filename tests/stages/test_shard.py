@@ -44,13 +44,13 @@ def planned(store: FolderStore, *, datasets: int, protocols: list[str], methods:
         ],
     )
     run = Run(store, "fan", config)
-    store.write("runs/fan/experiment.json", json.dumps({"plan": list_jobs(run)}).encode())
+    store.write("runs/fan/experiment.json", json.dumps({"plan": list_jobs(run).model_dump(mode="json")}).encode())
     return run
 
 
 def shards(fan_out: FanOut) -> list[list[str]]:
     return [
-        [job["key"] for job in fan_out.shard(group, part, index)]
+        [job.key for job in fan_out.shard(group, part, index)]
         for group, part in fan_out.jobs
         for index in range(fan_out.pods(group, part))
     ]
@@ -69,18 +69,18 @@ def test_every_job_is_in_exactly_one_shard(store, size):
     jobs = list_jobs(run)
     fan_out = read_fan_out(store, "fan", size)
     found = shards(fan_out)
-    assert sorted(itertools.chain(*found)) == sorted(job["key"] for job in jobs["downstream"])
-    assert len(jobs["downstream"]) == 135
+    assert sorted(itertools.chain(*found)) == sorted(job.key for job in jobs.downstream)
+    assert len(jobs.downstream) == 135
     assert all(1 <= len(members) <= size for members in found)
     for group, part in fan_out.jobs:
         lengths = [len(fan_out.shard(group, part, index)) for index in range(fan_out.pods(group, part))]
         assert max(lengths) - min(lengths) <= 1
-    needs = {job["key"]: job["needs"] or BASELINES for job in jobs["downstream"]}
+    needs = {job.key: job.needs or BASELINES for job in jobs.downstream}
     for group, part in fan_out.jobs:
         for index in range(fan_out.pods(group, part)):
             for job in fan_out.shard(group, part, index):
-                assert needs[job["key"]] == group
-                assert ("linear_probe" in job["key"]) == (part == "frozen")
+                assert needs[job.key] == group
+                assert ("linear_probe" in job.key) == (part == "frozen")
 
 
 def test_seeds_of_a_baseline_share_a_pod(store):
