@@ -15,7 +15,7 @@ LOCK_VENV := .venv-lock
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test chaos smoke lint types check format lock clean workflows image image-test local-run submit
+.PHONY: help demo test chaos gpu-check smoke lint types check format lock clean workflows image image-test local-run submit
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: $(STAMP) ## run the test suite, two tests at a time; ARGS="-n 0" for one
 
 chaos: $(STAMP) ## kill, stop and cut off jobs at length; `test` has the short form
 	CHAOS=full $(BIN)/python -m pytest tests/chaos $(ARGS)
+
+gpu-check: $(STAMP) ## on a machine with a GPU: its tests and its figures, into gpu-check/
+	$(BIN)/python tests/gpu_check.py gpu-check $(ARGS)
 
 smoke: $(STAMP) ## run the study on tiny subsets in 1-2 minutes, for your own CI
 	$(BIN)/python -m app run --preset smoke --store $(STORE) $(ARGS)

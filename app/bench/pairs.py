@@ -122,7 +122,8 @@ def bench_views(config: Config, *, channels: int, rounds: int, steps: int) -> It
     device = choose_device(config.runtime.device)
     prepare(device, config.runtime.threads)
     trainer = endless_trainer(config, noise(config, config.pretrain.batch_size, channels), device)
-    images = trainer.images_of(0)
+    at, _ = trainer.draws_of(0)
+    images = trainer.images_of(at.to(device))
     pipeline = kornia_views(trainer.augmentation, config.data.size)
 
     def theirs(micro: int) -> None:
@@ -130,7 +131,8 @@ def bench_views(config: Config, *, channels: int, rounds: int, steps: int) -> It
             pipeline(images.expand(-1, 3, -1, -1))
 
     def ours(micro: int) -> None:
-        trainer.views(images, micro)
+        _, draws = trainer.draws_of(micro)
+        trainer.views(images, draws.to(device))
 
     ways: dict[str, Callable[[int], None]] = {"ours": ours, "kornia": theirs}
     seconds: dict[str, list[float]] = {name: [] for name in ways}

@@ -20,6 +20,11 @@ LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in kornia and Pillow
 
 
 Draws = dict[str, Tensor]
+FLAGS = ("flip", "gray")
+DRAWN = (
+    *FLAGS, "top", "left", "height", "width", "jitter_brightness", "jitter_contrast", "jitter_saturation", "hue",
+    "sigma", "contrast", "brightness", "hole_top", "hole_left", "hole_side",
+)  # fmt: skip
 
 
 def draw(augmentation: Augmentation, count: int, size: int, generator: torch.Generator) -> Draws:
@@ -116,27 +121,27 @@ def apply(augmentation: Augmentation, images: Tensor, draws: Draws) -> Tensor:
     return normalise(x)
 
 
-def two_views(
-    augmentation: Augmentation, images: Tensor, generator: torch.Generator, *, batch: int | None = None, first: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Make two independent views of each image: the input of ``BYOL.forward``.
+def pack_draws(draws: Draws) -> Tensor:
+    """Put what ``draw`` gave into one tensor, float32 (B, columns): one copy to a GPU instead of sixteen."""
+    return torch.stack([draws[name].to(torch.float32) for name in DRAWN], 1)
+
+
+def unpack_draws(packed: Tensor) -> Draws:
+    """Return what ``pack_draws`` packed, as views of it where they are numbers."""
+    draws = dict(zip(DRAWN, packed.unbind(1), strict=True))
+    return draws | {name: draws[name] > 0 for name in FLAGS}
+
+
+def two_views(augmentation: Augmentation, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Make two views of each image: the input of ``BYOL.forward``.
 
     Args:
-        augmentation: what to draw and apply.
+        augmentation: what was drawn.
         images: float, (B, C, H, W) in [0, 1].
-        generator: a CPU generator.
-        batch: size of the batch that the images are part of, if they are a part: all of it is drawn for, so
-            that a view depends on its image's place in the whole batch.
-        first: place of the first image in that batch.
+        draws: 2B rows: those of the first views, then those of the second.
     """
-    count = len(images)
-    batch = count if batch is None else batch
-    draws = draw(augmentation, 2 * batch, images.shape[-1], generator)
-    if count < batch:
-        mine = [*range(first, first + count), *range(batch + first, batch + first + count)]
-        draws = {name: value[mine] for name, value in draws.items()}
-    views = apply(augmentation, torch.cat([images, images]), draws)
-    return views[:count], views[count:]
+    view1, view2 = apply(augmentation, torch.cat([images, images]), draws).chunk(2)
+    return view1, view2
 
 
 def warp(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -46,11 +46,23 @@ class BYOL(nn.Module):
         self.online = nn.Sequential(encoder, mlp(encoder.features, projector_hidden, projection))
         self.predictor = mlp(projection, predictor_hidden, projection)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.paired = False
 
     @property
     def encoder(self) -> Encoder:
         """The online encoder: what pretraining is for."""
         return cast(Encoder, self.online[0])
+
+    def pair(self) -> None:
+        """Send both views through the networks in one batch from now on, half as many operations of twice the size.
+
+        Batch statistics stay per view, see ``PairedBatchNorm``: results agree to rounding. Compiled on a GPU this is
+        faster; elsewhere it is not.
+        """
+        self.paired = True
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.__class__ = PairedBatchNorm
 
     def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor]:
         """Symmetric loss of two views of the same images.
@@ -65,22 +77,63 @@ class BYOL(nn.Module):
         Returns:
             The loss, a scalar, and the target projection of ``view1``, (B, D), without gradient.
         """
-        with torch.no_grad():
-            target1, target2 = self.target(view1), self.target(view2)
-        prediction1, prediction2 = self.predictor(self.online(view1)), self.predictor(self.online(view2))
+        if self.paired:
+            views = torch.cat([view1, view2])
+            with torch.no_grad():
+                target1, target2 = self.target(views).chunk(2)
+            prediction1, prediction2 = self.predictor(self.online(views)).chunk(2)
+        else:
+            with torch.no_grad():
+                target1, target2 = self.target(view1), self.target(view2)
+            prediction1, prediction2 = self.predictor(self.online(view1)), self.predictor(self.online(view2))
         loss = regression_loss(prediction1, target2) + regression_loss(prediction2, target1)
         return loss, target1
 
     @torch.no_grad()
-    def update_target(self, momentum: float) -> None:
+    def update_target(self, momentum: float | Tensor) -> None:
         """Move the target towards the online network: ``target = m * target + (1 - m) * online``.
 
         ``momentum`` 0 copies the online network, 1 leaves the target alone. Only parameters move; the
-        target's BatchNorm keeps running statistics of its own.
+        target's BatchNorm keeps running statistics of its own. A tensor, float64 and without dimensions, is read
+        where it lies: by a recorded step, whose momentum changes.
         """
         target = [p.data for p in self.target.parameters()]
         online = [p.data for p in self.online.parameters()]
-        torch._foreach_lerp_(target, online, 1 - momentum)
+        if isinstance(momentum, float | int):
+            torch._foreach_lerp_(target, online, 1 - momentum)
+        else:
+            change = torch._foreach_sub(online, target)
+            torch._foreach_mul_(change, (1 - momentum).to(torch.float32))
+            torch._foreach_add_(target, change)
+
+
+class PairedBatchNorm(nn.BatchNorm1d):
+    """BatchNorm of a batch whose two halves are two views: each half by statistics of its own.
+
+    The same as ``nn.BatchNorm1d`` or ``2d`` on one half and then on the other, to rounding, running statistics
+    included. In evaluation mode there are no halves.
+    """
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Take any number of dimensions: this stands for BatchNorm1d and 2d alike."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` (2B, C, …)."""
+        if not self.training:
+            return super().forward(x)
+        last = x.movedim(1, -1)  # in channels-last memory, where this is how images lie, no copy
+        halves = last.reshape(2, -1, last.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
+        variance, mean = torch.var_mean(halves, 1, correction=0, keepdim=True)
+        if self.running_mean is not None and self.running_var is not None and self.momentum is not None:
+            count = halves.shape[1]
+            with torch.no_grad():
+                for half in range(2):
+                    self.running_mean.lerp_(mean[half, 0], self.momentum)
+                    self.running_var.lerp_(variance[half, 0] * (count / (count - 1)), self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(2)
+        scaled = (halves - mean) * (torch.rsqrt(variance + self.eps) * self.weight) + self.bias
+        return scaled.to(x.dtype).reshape(last.shape).movedim(-1, 1)
 
 
 def target_std(projection: Tensor) -> float:
@@ -151,7 +204,10 @@ class LARS(torch.optim.Optimizer):
                     update = update * torch.where((weight > 0) & (change > 0), ratio, torch.ones_like(ratio))
                 velocity = self.state[p].setdefault("velocity", torch.zeros_like(p))
                 velocity.mul_(group["momentum"]).add_(update)
-                p.add_(velocity, alpha=-group["lr"])
+                if isinstance(group["lr"], Tensor):  # of a recorded step, see ``update_target``
+                    p.sub_(group["lr"] * velocity)
+                else:
+                    p.add_(velocity, alpha=-group["lr"])
         return loss
 
 
@@ -165,4 +221,5 @@ def build_optimizer(
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, fused=True)
     kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-    return kind(groups, lr=learning_rate, fused=True)
+    on_gpu = any(p.is_cuda for group in groups for p in group["params"])
+    return kind(groups, lr=learning_rate, fused=True, capturable=on_gpu)  # by a CUDA graph, see replay.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import torch
@@ -41,5 +42,11 @@ def batch_at(step: int, *, count: int, batch_size: int, seed: int) -> Tensor:
     """
     per_epoch = count // batch_size
     epoch, position = divmod(step, per_epoch)
-    order = epoch_order(count, "pretrain", seed, epoch)
+    order = _pretraining_order(count, seed, epoch)
     return order[position * batch_size : (position + 1) * batch_size]
+
+
+@functools.lru_cache(maxsize=2)
+def _pretraining_order(count: int, seed: int, epoch: int) -> Tensor:
+    """Keep an epoch's order: to draw it anew in every step would take a GPU's host longer than all else."""
+    return epoch_order(count, "pretrain", seed, epoch)

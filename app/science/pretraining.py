@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,15 +19,16 @@ from torch import Tensor, nn
 
 from app.data import Dataset, Unlabelled
 from app.errors import CollapseError, UsageError
-from app.runtime import precision_on
+from app.runtime import compiles_on, precision_on
 from app.science import metrics
-from app.science.augment import two_views
+from app.science.augment import draw, pack_draws, two_views, unpack_draws
 from app.science.byol import BYOL, build_optimizer, rank_me, target_std
 from app.science.distributed import Ranks
 from app.science.draws import batch_at, epoch_order, generator
 from app.science.finetuning import Labelled, encode
 from app.science.knn import knn_scores
 from app.science.networks import Encoder, to_float
+from app.science.replay import Replay
 from app.science.schedules import ema_momentum, learning_rate
 from app.settings import Augmentation, Network, Pretrain
 
@@ -80,7 +83,7 @@ class Trainer:
         seed: names all random draws.
         device: ``cpu`` or ``cuda``.
         monitor: a labelled set for the k-NN monitor, or None.
-        compiled: whether the network is compiled.
+        compile: ``always``, ``never`` or ``auto``, see ``runtime.compiles_on``.
 
     Raises:
         UsageError: the batch is larger than the data.
@@ -96,7 +99,7 @@ class Trainer:
         seed: int,
         device: str,
         monitor: Dataset | None = None,
-        compiled: bool = False,
+        compile: str = "never",
     ) -> None:
         self.settings, self.augmentation, self.seed, self.device = settings, augmentation, seed, device
         self.count = len(data)
@@ -127,8 +130,10 @@ class Trainer:
         )
         self.precision = precision_on(device, settings.precision)
         self.ranks = Ranks()
-        self.compiled = compiled
+        self.compiled = compiles_on(device, compile, self.total_steps)
         self._ddp: nn.Module = self.model
+        self.replay: Replay | None = None
+        self._looks: tuple[int, int, Future[dict[str, Any]]] | None = None  # step, place in the curves, what is seen
         self.step = 0
         self.seconds = 0.0
         self.last_loss = torch.zeros(())
@@ -156,7 +161,14 @@ class Trainer:
                 return False
             self.load_state(torch.load(io.BytesIO(sent), map_location="cpu", weights_only=True))
         self.ranks, self._ddp = ranks, ranks.ddp(self.model)
-        if self.compiled:
+        alone_on_a_gpu = self.device == "cuda" and ranks.world == 1
+        if alone_on_a_gpu:
+            self.replay = Replay(self.train_on, self.device)
+        if self.compiled and alone_on_a_gpu:
+            self.model.pair()
+            for part in (self.model.online, self.model.predictor, self.model.target):
+                part.compile()
+        elif self.compiled:
             self._ddp.compile()
         return True
 
@@ -167,6 +179,7 @@ class Trainer:
             CollapseError: the last loss was not finite, so that there is nothing worth going on with.
         """
         self._check_finite(self.last_loss)
+        self._collect()
         return {
             "step": self.step,
             "seconds": self.seconds,
@@ -181,6 +194,9 @@ class Trainer:
         """Go back to what ``state`` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            if "capturable" in group:  # a matter of this device, not of the one that saved
+                group["capturable"] = self.device == "cuda"
         self.step, self.seconds = state["step"], state["seconds"]
         self.precision = state.get("precision", self.precision)  # it stays what it was, on whatever device
         self.metrics, self.curves = state["metrics"], state["curves"]
@@ -204,39 +220,74 @@ class Trainer:
             cosine=s.cosine,
         )
         momentum = ema_momentum(self.step, base=s.ema_momentum, total_steps=self.total_steps, cosine=s.ema_cosine)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad()
         micros = range(self.step * s.accumulate, (self.step + 1) * s.accumulate)
-        for micro in micros:
-            with self.ranks.no_sync(self._ddp) if micro != micros[-1] else contextlib.nullcontext():
-                loss, projection = self.forward(*self.views(self.images_of(micro), micro))
-                self.backward(loss / s.accumulate)
-        self.optimizer.step()
-        self.model.update_target(momentum)
+        at, draws = map(torch.stack, zip(*map(self.draws_of, micros), strict=True))
+        if self.replay is None:
+            loss, projection = self.train_on(at.to(self.device), draws.to(self.device), rate, momentum)
+        else:
+            numbers = torch.tensor(rate), torch.tensor(momentum, dtype=torch.float64)
+            loss, projection = self.replay(at, draws, *numbers)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate  # in a checkpoint it is a number
         self.step += 1
-        self.last_loss = loss.detach()
+        self.last_loss = loss
         epoch_ends = self._epoch_ends()
         if self.step % self.log_every == 0 or epoch_ends:
-            loss, projection = self.ranks.mean(loss.detach()), self.ranks.gather(projection)
+            loss, projection = self.ranks.mean(loss), self.ranks.gather(projection)
             if self.ranks.lead:
                 self._measure(float(loss), target_std(projection), rate, momentum)
         if self.monitor and epoch_ends:
-            self._log(self.monitor.measure(self.model.encoder))
+            self._collect()
+            self._looks = (self.step, len(self.curves), self.monitor.look(self.model.encoder))
+            if self.device == "cpu" or self.step == self.total_steps:
+                self._collect()
         self.seconds += time.perf_counter() - begin
         return {name: value for name, value in self.metrics.items() if value is not None}
 
-    def images_of(self, micro: int) -> Tensor:
-        """Return this rank's images of micro-batch number ``micro``, float32 (B, C, H, W) in [0, 1]."""
-        s = self.settings
-        at = batch_at(micro, count=self.count, batch_size=s.batch_size, seed=self.seed)[self.ranks.rows(s.batch_size)]
-        return to_float(self.images[at.to(self.device)])
+    def draws_of(self, micro: int) -> tuple[Tensor, Tensor]:
+        """Draw on the CPU what this rank needs for micro-batch number ``micro``: a function of the seed and ``micro``.
 
-    def views(self, images: Tensor, micro: int) -> tuple[Tensor, Tensor]:
-        """Return two views of each of this rank's images of micro-batch number ``micro``."""
-        batch = self.settings.batch_size
-        first = self.ranks.rows(batch).start
-        return two_views(self.augmentation, images, generator("views", self.seed, micro), batch=batch, first=first)
+        Returns:
+            Which images, int64 (B,), and the packed draws of their views, float32 (2B, …): B first views, B second.
+        """
+        batch, rows = self.settings.batch_size, self.ranks.rows(self.settings.batch_size)
+        at = batch_at(micro, count=self.count, batch_size=batch, seed=self.seed)
+        draws = draw(self.augmentation, 2 * batch, self.images.shape[1], generator("views", self.seed, micro))
+        return at[rows], pack_draws(draws).unflatten(0, (2, batch))[:, rows].flatten(0, 1)
+
+    def train_on(
+        self, at: Tensor, draws: Tensor, rate: float | Tensor, momentum: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Do one optimizer step on what was drawn: from images to the moved target network.
+
+        Args:
+            at: which images, (micro-batches, B).
+            draws: of their views, (micro-batches, 2B, …).
+            rate: learning rate.
+            momentum: of the target network.
+
+        Returns:
+            Loss and target projection, (B, D), of the last micro-batch, without gradient.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        last = len(at) - 1
+        for micro in range(len(at)):
+            with self.ranks.no_sync(self._ddp) if micro != last else contextlib.nullcontext():
+                loss, projection = self.forward(*self.views(self.images_of(at[micro]), draws[micro]))
+                self.backward(loss / len(at))
+        self.optimizer.step()
+        self.model.update_target(momentum)
+        return loss.detach(), projection
+
+    def images_of(self, at: Tensor) -> Tensor:
+        """Return the images at ``at`` (B,), float32 (B, C, H, W) in [0, 1]."""
+        return to_float(self.images[at])
+
+    def views(self, images: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Return two views of each image as ``draws`` (2B, …) says."""
+        return two_views(self.augmentation, images, unpack_draws(draws))
 
     def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor]:
         """Return loss and target projection, (B, D), of two views."""
@@ -274,15 +325,26 @@ class Trainer:
                 "or lengthen pretrain.warmup_epochs"
             )
 
-    def _log(self, values: dict[str, Any]) -> None:
-        line = {"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 3)} | values
-        self.curves.append(json.dumps(line))
+    def _collect(self) -> None:
+        """Log what the monitor sees where it began to look, once it has."""
+        if self._looks is not None:
+            step, place, seen = self._looks
+            self._looks = None
+            self._log(seen.result(), step, place)
+
+    def _log(self, values: dict[str, Any], step: int | None = None, place: int | None = None) -> None:
+        step = self.step if step is None else step
+        line = {"step": step, "epoch": round(step / self.steps_per_epoch, 3)} | values
+        self.curves.insert(len(self.curves) if place is None else place, json.dumps(line))
         shown = ("loss", "target_std", "rank_me", "knn_accuracy", "knn_auroc")
         self.metrics |= {name: values[name] for name in shown if name in values}
 
 
 class Monitor:
-    """Watches the encoder by k-NN on a labelled set: its training split votes on its validation split."""
+    """Watches the encoder by k-NN on a labelled set: its training split votes on its validation split.
+
+    On a GPU it looks at a copy, on a stream and a thread of its own, while training goes on.
+    """
 
     def __init__(self, dataset: Dataset, settings: Pretrain, device: str) -> None:
         self.dataset, self.settings = dataset, settings
@@ -290,6 +352,26 @@ class Monitor:
         some = np.sort(epoch_order(len(train), "monitor").numpy()[:MONITOR_IMAGES])
         self.train = Labelled.of(train.images[some], train.labels[some], device)
         self.val = Labelled.of(val.images, val.labels, device)
+        self._aside = (ThreadPoolExecutor(1, "monitor"), torch.cuda.Stream()) if device == "cuda" else None
+        self._copy: Encoder | None = None
+
+    def look(self, encoder: Encoder) -> Future[dict[str, Any]]:
+        """Begin to measure ``encoder`` as it is now; one look at a time."""
+        if self._aside is None:
+            seen: Future[dict[str, Any]] = Future()
+            seen.set_result(self.measure(encoder))
+            return seen
+        pool, stream = self._aside
+        if self._copy is None:
+            self._copy = copy.deepcopy(encoder)
+        self._copy.load_state_dict(encoder.state_dict())
+        stream.wait_stream(torch.cuda.current_stream())
+
+        def measure(copied: Encoder) -> dict[str, Any]:
+            with torch.cuda.stream(stream):
+                return self.measure(copied)
+
+        return pool.submit(measure, self._copy)
 
     def measure(self, encoder: Encoder) -> dict[str, Any]:
         """Return accuracy and AUROC of the k-NN, and RankMe of the validation features."""

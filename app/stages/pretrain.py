@@ -12,7 +12,7 @@ from app.jobs.checkpoint import dump_weights
 from app.jobs.job import open_job
 from app.jobs.records import PretrainRecord
 from app.jobs.run import Run, load_labelled, load_pretraining, monitor_name, now
-from app.runtime import Progress, choose_device, compiles_on, environment, prepare
+from app.runtime import Progress, choose_device, environment, prepare
 from app.science import pretraining
 from app.science.distributed import Ranks, joined, leading, process_count, torchrun_rank
 from app.science.pretraining import Trainer
@@ -118,7 +118,7 @@ def build_trainer(
         seed=seed,
         device=device,
         monitor=monitor,
-        compiled=compiles_on(device, config.runtime.compile),
+        compile=config.runtime.compile,
     )
 
 

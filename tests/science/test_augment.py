@@ -23,7 +23,9 @@ from app.science.augment import (
     draw,
     hole,
     luminance,
+    pack_draws,
     two_views,
+    unpack_draws,
     warp,
 )
 from app.science.draws import generator
@@ -56,7 +58,20 @@ def many(augmentation, count=4000, size=28):
     return draw(augmentation, count, size, generator("many", 0))
 
 
+def views_of(augmentation, images, generator):
+    return two_views(augmentation, images, draw(augmentation, 2 * len(images), images.shape[-1], generator))
+
+
 # Draws
+
+
+def test_draws_survive_packing():
+    draws = many(FULL, 32)
+    unpacked = unpack_draws(pack_draws(draws))
+    assert unpacked.keys() == draws.keys()
+    for name, values in draws.items():
+        assert unpacked[name].dtype == values.dtype, name
+        assert torch.equal(unpacked[name], values), name
 
 
 def test_every_random_parameter_differs_between_samples():
@@ -73,16 +88,16 @@ def test_every_random_parameter_differs_between_samples():
 
 def test_each_image_of_a_batch_gets_a_view_of_its_own():
     same = images(1).expand(16, -1, -1, -1)
-    views, others = two_views(FULL, same, generator("v"))
+    views, others = views_of(FULL, same, generator("v"))
     flat = torch.cat([views, others]).flatten(1)
     assert len(flat.unique(dim=0)) == 32
 
 
 def test_the_same_generator_gives_the_same_views_and_another_others():
-    first, second = (two_views(FULL, images(), generator("v", 1)) for _ in range(2))
+    first, second = (views_of(FULL, images(), generator("v", 1)) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
-    third = two_views(FULL, images(), generator("v", 2))
+    third = views_of(FULL, images(), generator("v", 2))
     assert not torch.equal(first[0], third[0])
 
 
@@ -305,18 +320,18 @@ def test_views_are_distributed_as_kornias(channels):
     )
     torch.manual_seed(0)
     theirs = described(pipeline(x.expand(-1, 3, -1, -1))[:, :channels] * 2 - 1)
-    ours = described(torch.cat(two_views(like, x, generator("kornia"))))
+    ours = described(torch.cat(views_of(like, x, generator("kornia"))))
     for name, values in theirs.items():
         assert stats.ks_2samp(ours[name], values).pvalue > 1e-3, name
     # and the comparison would see a difference: smaller crops, stronger blur, no jitter
     for fields in ({"crop_scale": (0.08, 1.0)}, {"blur": 1.0, "blur_sigma": (1.0, 2.0)}, {"jitter": 0.0}):
-        others = described(torch.cat(two_views(change(like, **fields), x, generator("kornia"))))
+        others = described(torch.cat(views_of(change(like, **fields), x, generator("kornia"))))
         assert min(stats.ks_2samp(others[name], values).pvalue for name, values in theirs.items()) < 1e-3, fields
 
 
 def test_no_operation_leaves_the_normalised_image():
     x = images()
-    view1, view2 = two_views(NOTHING, x, generator("v"))
+    view1, view2 = views_of(NOTHING, x, generator("v"))
     torch.testing.assert_close(view1, x * 2 - 1)
     assert torch.equal(view1, view2)
 
@@ -324,7 +339,7 @@ def test_no_operation_leaves_the_normalised_image():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_views_keep_shape_and_range(channels):
     wild = change(FULL, jitter=1.0, jitter_brightness=0.9, jitter_contrast=0.9, jitter_hue=0.5, contrast=1.0)
-    for view in two_views(wild, images(64, channels), generator("range")):
+    for view in views_of(wild, images(64, channels), generator("range")):
         assert view.shape == (64, channels, 28, 28)
         assert view.dtype == torch.float32
         assert view.isfinite().all()
@@ -346,16 +361,16 @@ def test_a_view_depends_on_its_own_image_and_draws_alone(augmentation):
 def test_both_views_are_of_the_same_image():
     shades = torch.linspace(0.1, 0.9, 9)[:, None, None, None].expand(9, 1, 28, 28)
     crops = change(NOTHING, crop_scale=(0.2, 0.9), flip=0.5)
-    for view in two_views(crops, shades, generator("v")):
+    for view in views_of(crops, shades, generator("v")):
         torch.testing.assert_close(view, shades * 2 - 1)
 
 
 def test_colour_operations_do_nothing_to_a_gray_image():
     coloured = change(NOTHING, jitter=1.0, jitter_saturation=0.9, jitter_hue=0.5, grayscale=1.0)
     x = images(channels=1)
-    torch.testing.assert_close(two_views(coloured, x, generator("v"))[0], x * 2 - 1, rtol=0, atol=1e-6)
+    torch.testing.assert_close(views_of(coloured, x, generator("v"))[0], x * 2 - 1, rtol=0, atol=1e-6)
     rgb = images()
-    assert not torch.allclose(two_views(coloured, rgb, generator("v"))[0], rgb * 2 - 1, atol=0.01)
+    assert not torch.allclose(views_of(coloured, rgb, generator("v"))[0], rgb * 2 - 1, atol=0.01)
 
 
 def test_a_gray_image_and_its_three_equal_channels_have_the_same_views():
@@ -367,7 +382,7 @@ def test_a_gray_image_and_its_three_equal_channels_have_the_same_views():
 
 def test_grayscale_makes_three_equal_channels_of_luminance():
     x = images()
-    view, _ = two_views(change(NOTHING, grayscale=1.0), x, generator("v"))
+    view, _ = views_of(change(NOTHING, grayscale=1.0), x, generator("v"))
     torch.testing.assert_close(view, (luminance(x) * 2 - 1).expand_as(x))
 
 

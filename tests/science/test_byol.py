@@ -116,6 +116,47 @@ def test_each_view_has_batch_statistics_of_its_own(small_byol):
         assert all(count == 2 for count in counts)
 
 
+@pytest.mark.parametrize("net", ["tiny", "resnet18"])
+def test_a_pair_of_views_in_one_batch_gives_what_one_after_the_other_does(net, tiny_encoder):
+    model = build(tiny_encoder() if net == "tiny" else Encoder()).double()
+    twin = copy.deepcopy(model)
+    twin.pair()
+    view1, view2 = (view.double() for view in two_views())
+    results = []
+    for each in (model, twin):
+        loss, projection = each(view1, view2 * 0.5)
+        loss.backward()
+        results.append((loss, projection, {name: p.grad for name, p in each.named_parameters()}, snapshot(each)))
+    torch.testing.assert_close(results[1], results[0])
+    for each in (model, twin):
+        each.eval()
+    torch.testing.assert_close(twin.online(view1), model.online(view1))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.999999, 1.0])
+def test_a_momentum_that_lies_on_the_device_moves_the_target_as_a_number_does(small_byol, momentum):
+    model = small_byol()
+    train(model, 2)
+    twin = copy.deepcopy(model)
+    model.update_target(momentum)
+    twin.update_target(torch.tensor(momentum, dtype=torch.float64))
+    torch.testing.assert_close(snapshot(twin), snapshot(model), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_learning_rate_that_lies_on_the_device_moves_as_a_number_does(small_byol, optimizer):
+    results = []
+    for rate in (1e-2, torch.tensor(1e-2)):
+        model = small_byol()
+        chosen = build_optimizer(optimizer, [model.online, model.predictor], learning_rate=1e-3, weight_decay=1e-4)
+        for group in chosen.param_groups:
+            group["lr"] = rate
+        model(*two_views())[0].backward()
+        chosen.step()
+        results.append(snapshot(model))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-7)
+
+
 def test_target_starts_as_a_copy_of_the_online_network(small_byol):
     model = small_byol()
     online, target = model.online.state_dict(), model.target.state_dict()
