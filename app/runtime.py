@@ -131,6 +131,7 @@ def environment(device: str) -> dict[str, Any]:
         "numpy": numpy.__version__,
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "cpu": cpu_model(),
+        "cpu_flags": cpu_flags(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
     }
@@ -150,13 +151,27 @@ def git_commit() -> str:
         return "unknown"  # no git here, or a checkout of another owner: worth no more than a blank
 
 
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # that decide how fast products of matrices are
+
+
 def cpu_model() -> str:
-    """Return the CPU's name as the system gives it."""
+    """Return the CPU's name as the system gives it, with the number of its model: some clouds' names say little."""
+    about = _cpuinfo()
+    name = about.get("model name", platform.processor() or platform.machine())
+    return f"{name}, model {about['model']}" if "model" in about else name
+
+
+def cpu_flags() -> list[str]:
+    """Return the CPU's instructions that matter to speed, as Linux names them."""
+    return sorted(set(FLAGS) & set(_cpuinfo().get("flags", "").split()))
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first core."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return {}
 
 
 class Stopped(BaseException):

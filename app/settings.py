@@ -199,6 +199,7 @@ class Runtime(Section):
     threads: Count | None
     processes: Count | None
     compile: Literal["auto", "always", "never"]
+    kernels: Literal["auto", "plain"]
     checkpoint_minutes: Positive
     checkpoint_steps: Count | None
     keep: Count

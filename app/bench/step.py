@@ -25,7 +25,7 @@ from app.science.distributed import Ranks
 from app.science.networks import Encoder
 from app.science.pretraining import Trainer
 from app.settings import Config
-from app.stages.pretrain import build_trainer
+from app.stages.pretrain import build_trainer, kernels_of
 from app.storage import FolderStore
 
 GEMM = 2048  # side of the square float32 matrices whose product is the measure of the machine
@@ -152,6 +152,7 @@ def endless_trainer(config: Config, data: Unlabelled, device: str) -> Trainer:
     """Return a trainer whose schedules do not end and that judges nothing on the way: only its time is of interest."""
     settings = config.pretrain.model_copy(update={"epochs": 10**6, "collapse_below": 0.0})
     trainer = build_trainer(config.model_copy(update={"pretrain": settings}), "byol", 0, data, device)
+    trainer.use_kernels(kernels_of(trainer, config, data))
     trainer.join(Ranks())
     return trainer
 

@@ -2,7 +2,7 @@
 
 At 28 to 64 px most maps of a ResNet have 1 to 64 pixels, where an ordinary convolution multiplies much padding and
 libraries are slow. Each of a convolution's three passes, ``forward``, the gradient of its ``input`` and that of its
-``weight``, can be done in these ways (``WAYS``), equal to rounding:
+``weight``, can be done in these ways, equal to rounding:
 
     ``library``  torch's own: oneDNN
     ``few``      minimal filters along both axes (``filters.py``): the fewest products, with additions before and after
@@ -19,7 +19,7 @@ not have goes by ``default_ways``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -52,6 +52,16 @@ class Ways:
     input: str
     weight: str
 
+    def __post_init__(self) -> None:
+        """Refuse a way that there is not.
+
+        Raises:
+            ValueError: such a way.
+        """
+        for way in astuple(self):
+            if str(way).removesuffix(ONEDNN) not in (LIBRARY, FEW, ROWS, TAPS):
+                raise ValueError(f"{way}: no way of doing a convolution")
+
 
 class Shape(NamedTuple):
     """What decides which way is the fastest, but for the machine and the number of images."""
@@ -71,7 +81,22 @@ class Shape(NamedTuple):
         )
 
 
-Table = Mapping[str, Ways]
+Table = Mapping[str, Ways]  # by the name of a shape
+
+
+def names_of(table: Table) -> dict[str, list[str]]:
+    """Return a table as plain values, for a record or a checkpoint."""
+    return {shape: list(astuple(ways)) for shape, ways in table.items()}
+
+
+def table_of(names: Mapping[str, list[str]]) -> Table:
+    """Return the table of which these are the ``names_of``.
+
+    Raises:
+        ValueError: a way that there is not.
+        TypeError: not three of them.
+    """
+    return {shape: Ways(*ways) for shape, ways in names.items()}
 
 
 class Convolution(nn.Conv2d):

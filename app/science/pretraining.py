@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from app.data import Dataset, Unlabelled
 from app.errors import CollapseError, UsageError
-from app.runtime import compiles_on, precision_on
+from app.runtime import compiles_on, cpu_model, precision_on
 from app.science import metrics
 from app.science.augment import draw, pack_draws, two_views, unpack_draws
 from app.science.byol import BYOL, build_optimizer, rank_me, target_std
+from app.science.convolutions import Table, names_of, table_of, use
 from app.science.distributed import Ranks
 from app.science.draws import batch_at, epoch_order, generator
 from app.science.finetuning import Labelled, encode
@@ -131,6 +132,8 @@ class Trainer:
         self.precision = precision_on(device, settings.precision)
         self.ranks = Ranks()
         self.compiled = compiles_on(device, compile, self.total_steps)
+        self.kernels: Table = {}
+        self.cpu = cpu_model()  # where the kernels were chosen
         self._ddp: nn.Module = self.model
         self.replay: Replay | None = None
         self._looks: tuple[int, int, Future[dict[str, Any]]] | None = None  # step, place in the curves, what is seen
@@ -144,6 +147,11 @@ class Trainer:
         """Begin at step 0 with the encoder as ``load`` leaves it, the target network equal to the online one."""
         load(self.model.encoder)
         self.model.target.load_state_dict(self.model.online.state_dict())
+
+    def use_kernels(self, table: Table) -> None:
+        """Do the convolutions as ``table`` says, from now on and after a stop."""
+        self.kernels = table
+        use(self.model, table)
 
     def join(self, ranks: Ranks) -> bool:
         """Train as one of ``ranks``, all of which go on from where rank 0 is.
@@ -184,6 +192,8 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "precision": self.precision,
+            "kernels": names_of(self.kernels),
+            "cpu": self.cpu,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "metrics": self.metrics,
@@ -199,6 +209,9 @@ class Trainer:
                 group["capturable"] = self.device == "cuda"
         self.step, self.seconds = state["step"], state["seconds"]
         self.precision = state.get("precision", self.precision)  # it stays what it was, on whatever device
+        if "kernels" in state:
+            self.use_kernels(table_of(state["kernels"]))
+            self.cpu = state["cpu"]
         self.metrics, self.curves = state["metrics"], state["curves"]
 
     def advance(self) -> dict[str, float]:

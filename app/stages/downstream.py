@@ -24,11 +24,13 @@ from app.jobs.records import DownstreamRecord, FewShotDraw
 from app.jobs.run import Run, load_labelled, now
 from app.runtime import Progress, choose_device, environment, prepare
 from app.science import metrics
+from app.science.convolutions import Table, names_of, table_of, use
 from app.science.draws import generator
 from app.science.finetuning import Fit, Labelled, fit, n_outputs, predict, probabilities
-from app.science.networks import Classifier, Encoder
+from app.science.networks import Classifier, Encoder, to_float
 from app.science.protocols import PROTOCOLS
 from app.settings import FewShotRecipe, ProtocolName, Recipe
+from app.stages.kernels import choose_kernels
 from app.stages.weights import Weights, describe, initial_weights
 
 
@@ -113,6 +115,7 @@ class Evaluation:
         self.chosen = [choose_images(data, few.k, seed, draw, protocol) for draw in range(few.draws)] if few else []
         self.outcomes: list[Outcome] = []
         self.fit_state: dict[str, Any] | None = None
+        self.kernels: Table | None = None  # until they are chosen
 
     @property
     def seconds(self) -> float:
@@ -128,11 +131,13 @@ class Evaluation:
         """Go on from what ``state`` returned."""
         self.outcomes = [Outcome.of_state(outcome) for outcome in state["outcomes"]]
         self.fit_state, self.seconds_before = state["fit"], float(state["seconds"])
+        self.kernels = table_of(state.get("kernels", {}))
 
     def state(self, fit_state: dict[str, Any]) -> dict[str, Any]:
         """Return everything needed to go on, in the midst of the training whose state is ``fit_state``."""
         outcomes = [outcome.state() for outcome in self.outcomes]
-        return {"outcomes": outcomes, "fit": fit_state, "seconds": self.seconds}
+        kernels = names_of(self.kernels or {})
+        return {"outcomes": outcomes, "fit": fit_state, "seconds": self.seconds, "kernels": kernels}
 
     def run_draw(self, after_epoch: Callable[[], None]) -> None:
         """Train and judge the next draw.
@@ -142,10 +147,14 @@ class Evaluation:
         """
         draw = len(self.outcomes)
         classifier = build_classifier(self.run, self.data, self.weights, self.seed, draw).to(self.device)
+        train = self.train.take(self.chosen[draw]) if self.kind.few else self.train
+        if self.kernels is None:
+            self.kernels = self.choose_kernels(classifier, len(train.labels))
+        use(classifier, self.kernels)
         try:
             outcome = fit(
                 classifier,
-                self.train.take(self.chosen[draw]) if self.kind.few else self.train,
+                train,
                 self.val,
                 protocol=self.kind,
                 recipe=self.recipe,
@@ -163,6 +172,19 @@ class Evaluation:
         self.fit_state = None
         self.outcomes.append(Outcome.judge(classifier, outcome, self.data, self.val, self.test_images))
         keep_best_model(self.outcomes)
+
+    def choose_kernels(self, classifier: Classifier, images: int) -> Table:
+        """Return how convolutions are done here; those of a frozen encoder are too few to be measured."""
+        return choose_kernels(
+            classifier,
+            channels=to_float(self.train.images[:1]).shape[1],
+            size=self.train.images.shape[1],
+            batch=self.recipe.batch_size,
+            precision="float32",
+            device=self.device,
+            wanted=self.run.config.runtime.kernels,
+            steps=0 if self.kind.frozen else self.recipe.epochs * images // self.recipe.batch_size,
+        )
 
     def _after_step(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
         step += sum(outcome.fit.steps for outcome in self.outcomes)
@@ -205,7 +227,7 @@ class Evaluation:
             identity=identity(self.job.science),
             science=self.job.science,
             config=self.run.config.model_dump(mode="json"),
-            environment=environment(self.device),
+            environment=environment(self.device) | {"kernels": names_of(self.kernels or {})},
             data={data.name: {"sha256": data.sha256}},
             task=data.task,
             labels=data.labels,

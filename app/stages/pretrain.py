@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from app.config import identity
 from app.data import Dataset, Unlabelled
 from app.errors import CollapseError
@@ -12,11 +14,13 @@ from app.jobs.checkpoint import dump_weights
 from app.jobs.job import open_job
 from app.jobs.records import PretrainRecord
 from app.jobs.run import Run, load_labelled, load_pretraining, monitor_name, now
-from app.runtime import Progress, choose_device, environment, prepare
+from app.runtime import Progress, choose_device, cpu_model, environment, prepare
 from app.science import pretraining
+from app.science.convolutions import Table, names_of
 from app.science.distributed import Ranks, joined, leading, process_count, torchrun_rank
 from app.science.pretraining import Trainer
 from app.settings import Config, Method
+from app.stages.kernels import choose_kernels
 from app.stages.weights import Weights, describe, initial_weights
 from app.storage import open_store
 
@@ -68,8 +72,11 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
                 with job.resuming():
                     trainer.load_state(state)
                 progress.say(f"continues at step {trainer.step} of {trainer.total_steps}", step=trainer.step)
+                if trainer.kernels and trainer.cpu != cpu_model():
+                    progress.say(f"began on another CPU ({trainer.cpu}), whose kernels it keeps: equal to rounding")
             else:
                 trainer.start(weights.load_into)
+                trainer.use_kernels(kernels_of(trainer, config, data, world))
             trainer.join(ranks)
             with progress.bar(trainer.total_steps, trainer.step) as bar:
                 try:
@@ -122,6 +129,20 @@ def build_trainer(
     )
 
 
+def kernels_of(trainer: Trainer, config: Config, data: Unlabelled, processes: int = 1) -> Table:
+    """Return how the convolutions of a pretraining on ``data`` are done on this machine."""
+    return choose_kernels(
+        nn.Sequential(trainer.model.online, trainer.model.predictor),
+        channels=data.channels,
+        size=data.size,
+        batch=config.pretrain.batch_size // processes,
+        precision=trainer.precision,
+        device=trainer.device,
+        wanted=config.runtime.kernels,
+        steps=trainer.total_steps,
+    )
+
+
 def result(
     run: Run, method: Method, seed: int, data: Unlabelled, science: dict[str, Any], trainer: Trainer
 ) -> tuple[dict[str, bytes], PretrainRecord]:
@@ -139,7 +160,12 @@ def result(
         keys.ENCODER: dump_weights(trainer.model.encoder.plain_state(), metadata),
         keys.CURVES: trainer.curves_bytes(),
     }
-    where = {"precision": trainer.precision, "compiled": trainer.compiled, "processes": trainer.ranks.world}
+    where = {
+        "precision": trainer.precision,
+        "compiled": trainer.compiled,
+        "processes": trainer.ranks.world,
+        "kernels": names_of(trainer.kernels),
+    }
     return files, PretrainRecord(
         run_id=run.run_id,
         key=str(keys.Pretraining(method, seed)),

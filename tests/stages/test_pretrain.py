@@ -18,9 +18,10 @@ from app.data import write_phantoms
 from app.errors import CollapseError, InputError, Interrupted, StorageError, UsageError
 from app.jobs.run import Run
 from app.science import pretraining
+from app.science.convolutions import ROWS, TAPS, Ways, plain_ways
 from app.science.pretraining import Trainer
 from app.settings import Config
-from app.stages import pretrain
+from app.stages import kernels, pretrain
 from app.storage import FolderStore
 from tests import small
 
@@ -255,3 +256,35 @@ def test_a_pretraining_goes_on_in_the_precision_that_it_began_in(make_run, monke
     assert record is not None
     assert record["environment"]["precision"] == "bfloat16"
     assert record["science"]["pretrain"]["precision"] == "auto"
+
+
+def test_a_pretraining_goes_on_with_the_kernels_that_it_began_with(make_run, monkeypatch, capsys):
+    """Whatever another measurement would choose; on another CPU it says so."""
+    small.use(monkeypatch.setattr)
+
+    def measured(shapes, batch):
+        return {str(shape): plain_ways(shape) for shape in shapes}
+
+    def unlike(shapes, batch):
+        return {str(shape): Ways(ROWS, ROWS, TAPS) if shape.kernel == 3 else plain_ways(shape) for shape in shapes}
+
+    monkeypatch.setattr(kernels, "WORTHWHILE", 1)
+    monkeypatch.setattr(kernels, "cache_folder", lambda name: None)
+    monkeypatch.setattr(kernels, "measured_table", unlike)
+    whole, pieces, plain = make_run("whole"), make_run("pieces"), make_run("plain", "runtime.kernels=plain")
+    expected = pretrain.run(whole, method="byol", seed=0)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Interrupted):
+            pretrain.run(pieces, method="byol", seed=0)
+    monkeypatch.setattr(kernels, "measured_table", measured)
+    monkeypatch.setattr(pretrain, "cpu_model", lambda: "another CPU")
+    record = pretrain.run(pieces, method="byol", seed=0)
+    assert "began on another CPU" in capsys.readouterr().err
+    assert equal(encoder(whole), encoder(pieces))
+    assert record is not None
+    assert expected is not None
+    assert record["environment"]["kernels"] == expected["environment"]["kernels"]
+    assert set(map(tuple, record["environment"]["kernels"].values())) >= {("rows", "rows", "taps")}
+    pretrain.run(plain, method="byol", seed=0)
+    assert not equal(encoder(whole), encoder(plain)), "the ways were taken"

@@ -1,0 +1,121 @@
+"""The choice of kernels is made once a machine: kept, shared, and done without where it cannot be kept."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from app.science.convolutions import LIBRARY, ROWS, TAPS, Convolution, Ways
+from app.stages import kernels
+from app.stages.kernels import choose_kernels
+
+SHAPE = "3x3/1 4-4 4x4 float32"
+MEASURED = {SHAPE: Ways(ROWS, LIBRARY, TAPS)}
+
+
+@pytest.fixture
+def network():
+    return nn.Sequential(Convolution(1, 4, 1, bias=False), Convolution(4, 4, 3, padding=1, bias=False))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "byol-med" / "kernels"
+
+
+@pytest.fixture
+def measurements(monkeypatch):
+    """The batches of the measurements that were made; each says ``MEASURED`` of every shape."""
+    seen = []
+
+    def measured(shapes, batch):
+        seen.append(batch)
+        return {str(shape): Ways(ROWS if shape.kernel == 3 else TAPS, LIBRARY, TAPS) for shape in shapes}
+
+    monkeypatch.setattr(kernels, "measured_table", measured)
+    return seen
+
+
+def choose(network, **others):
+    about = {
+        "channels": 1,
+        "size": 4,
+        "batch": 8,
+        "precision": "float32",
+        "device": "cpu",
+        "wanted": "auto",
+        "steps": 1000,
+    }
+    return choose_kernels(network, **(about | others))
+
+
+def test_only_long_jobs_on_a_cpu_are_measured(network, measurements, cache):
+    assert choose(network, device="cuda") == {}
+    assert choose(network, steps=99) == {}
+    plain = choose(network, wanted="plain", steps=1)
+    assert set(plain.values()) == {Ways(LIBRARY, LIBRARY, LIBRARY)}
+    assert len(plain) == 2
+    assert measurements == []
+    assert choose(network)[SHAPE] == MEASURED[SHAPE]
+    assert measurements == [8]
+
+
+def test_what_was_measured_is_kept(network, measurements, cache):
+    first = choose(network)
+    assert choose(network) == first
+    assert measurements == [8]
+    assert [json.loads(file.read_text())["about"]["batch"] for file in cache.iterdir()] == [8], "nothing else is left"
+
+
+@pytest.mark.parametrize("other", ["batch", "precision", "threads", "cpu", "torch"])
+def test_another_job_or_machine_is_measured_anew(network, measurements, monkeypatch, other):
+    choose(network)
+    if other == "threads":
+        torch.set_num_threads(2)
+    if other == "cpu":
+        monkeypatch.setattr(kernels, "cpu_flags", lambda: ["amx_bf16", "avx1024"])
+    if other == "torch":
+        monkeypatch.setattr(torch, "__version__", "99.0")
+    choose(network, **{"batch": {"batch": 9}, "precision": {"precision": "bfloat16"}}.get(other, {}))
+    assert len(measurements) == 2
+
+
+def test_of_two_at_a_time_the_first_counts_for_both(network, measurements, monkeypatch):
+    mine = kernels.measured_table
+
+    def meanwhile(shapes, batch):
+        monkeypatch.setattr(kernels, "measured_table", mine)
+        choose(network)
+        return {str(shape): Ways(LIBRARY, LIBRARY, LIBRARY) for shape in shapes}
+
+    monkeypatch.setattr(kernels, "measured_table", meanwhile)
+    assert choose(network)[SHAPE] == MEASURED[SHAPE]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"about": 1, "ways": {}}', '{"ways": {"a": ["magic", "few", "few"]}}']
+)
+def test_a_damaged_file_is_measured_anew(network, measurements, cache, text):
+    first = choose(network)
+    [file] = cache.iterdir()
+    file.write_text(text)
+    assert choose(network) == first
+    assert measurements == [8, 8]
+    assert choose(network) == first
+    assert measurements == [8, 8]
+
+
+@pytest.mark.parametrize("why", ["no folder", "no links"])
+def test_a_cache_that_cannot_be_written_is_done_without(network, measurements, monkeypatch, why):
+    if why == "no folder":
+        monkeypatch.setattr(kernels, "cache_folder", lambda name: None)
+    else:
+
+        def refused(*_):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(kernels.os, "link", refused)
+    assert choose(network)[SHAPE] == choose(network)[SHAPE] == MEASURED[SHAPE]
+    assert measurements == [8, 8]
