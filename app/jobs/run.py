@@ -46,14 +46,22 @@ class Run:
     config: Config
 
 
-def planned_settings(store: Store, run_id: str) -> dict[str, Any] | None:
-    """Return the configuration, as plain values, that a run was planned with; None if it was not planned."""
-    key = keys.experiment(run_id)
-    if not store.exists(key):
+def planned_settings(store: Store, run_id: str | None, *, overwrite: bool = False) -> dict[str, Any] | None:
+    """Return the configuration, as plain values, that a run was planned with; None if it was not planned.
+
+    Raises:
+        InputError: the plan is damaged, and not to be overwritten.
+    """
+    if not run_id or not store.exists(key := keys.experiment(run_id)):
         return None
-    settings = read_json(store, key).get("config")
-    if not isinstance(settings, dict) or not isinstance(settings.get("runtime"), dict):
-        raise InputError(f"{store.uri}/{key}: damaged, has no settings; delete it and run `plan` again")
+    try:
+        settings = read_json(store, key).get("config")
+        if not isinstance(settings, dict) or not isinstance(settings.get("runtime"), dict):
+            raise InputError(f"{store.uri}/{key}: damaged, has no settings; delete it and run `plan` again")
+    except InputError:
+        if not overwrite:
+            raise
+        return None
     # Runs planned before a runtime setting existed go on, with its default.
     return settings | {"runtime": default_runtime() | settings["runtime"]}
 

@@ -49,6 +49,11 @@ class ReportSummary:
     table_text: str
     page: str
 
+    @property
+    def lines(self) -> list[str]:
+        """What a terminal shows of it."""
+        return [self.table_text, *(f"missing: {thing}" for thing in self.missing), f"report: {self.page}"]
+
 
 @dataclass(frozen=True)
 class Block:

@@ -15,6 +15,7 @@ from app import cli
 from app.data import write_phantoms
 from app.errors import UsageError
 from app.jobs.run import check_run_id
+from app.options import Asked
 from app.stages import fallback
 from app.stages.plan import default_run_id
 
@@ -171,16 +172,17 @@ def test_a_damaged_plan_can_be_overwritten(call, phantoms):
     ],
 )
 def test_one_own_source_is_pretrained_on_unless_anything_else_is_said(overrides, expected):
-    lines = cli._pretraining_source("smoke", overrides, ["derma=d.npz"])
-    assert cli._config("smoke", lines, ["derma=d.npz"], None).data.pretrain == expected
-    assert cli._config("smoke", lines, ["derma=d.npz"], None).sources == {"derma": "d.npz"}
+    asked = Asked(preset="smoke", overrides=overrides, sources=["derma=d.npz"])
+    config = asked.config(asked.pretraining_source())
+    assert config.data.pretrain == expected
+    assert config.sources == {"derma": "d.npz"}
 
 
 def test_a_presets_own_source_is_pretrained_on(tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text("extends: smoke\ndata: {pretrain: chest}\nsources: {chest: c.npz}\n")
-    lines = cli._pretraining_source(str(own), None, ["derma=d.npz"])
-    assert cli._config(str(own), lines, ["derma=d.npz"], None).data.pretrain == "chest"
+    asked = Asked(preset=str(own), sources=["derma=d.npz"])
+    assert asked.config(asked.pretraining_source()).data.pretrain == "chest"
 
 
 # --- images that are pretrained on and tested on ----------------------------------------------------

@@ -1,0 +1,136 @@
+"""Options that commands share: those that make a run's settings are one bundle."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+
+import typer
+
+from app.errors import UsageError
+
+if TYPE_CHECKING:
+    from app.settings import Config
+
+StoreUri = Annotated[str, typer.Option("--store", help="Where data and runs are: a folder, or s3://bucket/prefix.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Names every random draw.")]
+
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", help="smoke, demo, recommended, paper-text, or a YAML file. [default: the run's, or recommended]"
+    ),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value; may be repeated, or hold several lines.")
+]
+Sources = Annotated[list[str] | None, typer.Option("--data", help="Own data, name=URI[:task]; may be repeated.")]
+DataRoot = Annotated[str | None, typer.Option("--data-root", help="Folder to look for data sets in first.")]
+Weights = Annotated[str | None, typer.Option("--imagenet-weights", help="File of ImageNet weights, not a download.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda; cuda never falls back.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. [default: all cores]")]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line says of the settings; see the options."""
+
+    preset: Preset = None
+    overrides: Overrides = None
+    sources: Sources = None
+    data_root: DataRoot = None
+    weights: Weights = None
+    device: Device = None
+    threads: Threads = None
+
+    @property
+    def lines(self) -> list[str]:
+        """Single overrides: a workflow has one parameter for all of them, a line each."""
+        return [line.strip() for text in self.overrides or [] for line in text.splitlines() if line.strip()]
+
+    def config(self, more: Sequence[str] = (), *, base: Mapping[str, Any] | None = None) -> Config:
+        """Build the settings: from ``base``, those of a run that is planned, unless a preset is named.
+
+        Args:
+            more: overrides beside those of the command line, and after them.
+            base: settings as plain values.
+        """
+        from app.config import load_config
+
+        return load_config(
+            self.preset or "recommended",
+            [*self.lines, *more],
+            base=None if self.preset else base,
+            sources=self.sources or [],
+            data_root=self.data_root,
+            imagenet_weights=self.weights or None,
+            device=self.device,
+            threads=self.threads,
+        )
+
+    def pretraining_source(self) -> list[str]:
+        """Return the override that pretrains on a single own source, unless ``data.pretrain`` names something."""
+        if self.sources is None or len(self.sources) != 1:
+            return []
+        if any(line.startswith("data.pretrain=") for line in self.lines):
+            return []
+        chosen = Asked(preset=self.preset).config()
+        if chosen.data.pretrain in chosen.sources:  # the preset's own word
+            return []
+        return [f"data.pretrain={self.sources[0].split('=')[0]}"]
+
+
+def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a command have, in place of its parameter ``asked``, the options of ``Asked``, or those of some ``names``."""
+    hints = get_type_hints(Asked, include_extras=True)
+    chosen = names or tuple(field.name for field in fields(Asked))
+
+    def expand(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [
+            parameter
+            for own in signature.parameters.values()
+            for parameter in (
+                [own.replace(name=name, default=None, annotation=hints[name]) for name in chosen]
+                if own.name == "asked"
+                else [own]
+            )
+        ]
+
+        @functools.wraps(command)
+        def expanded(**given: Any) -> None:
+            command(asked=Asked(**{name: given.pop(name) for name in chosen}), **given)
+
+        vars(expanded)["__signature__"] = signature.replace(parameters=parameters)
+        expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return expanded
+
+    return expand
+
+
+def example(text: str) -> str:
+    """Format an example for the end of a command's help."""
+    return f"Example: python -m app {text}"
+
+
+def with_home(word: str) -> str:
+    """Put the home folder in place of ``~``, also in ``--store=~/runs``, which shells and YAML leave as it is."""
+    option, equals, value = word.partition("=")
+    if option.startswith("--") and equals:
+        return f"{option}={os.path.expanduser(value)}"
+    return os.path.expanduser(word)
+
+
+def one_of(option: str, value: str, choices: Any) -> Any:
+    """Return ``value``, which has to be one of the words of a literal type.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if value not in get_args(choices):
+        raise UsageError(f"{option} {value}: unknown; choose from {', '.join(get_args(choices))}")
+    return value
