@@ -49,7 +49,7 @@ def load_config(
     """Build the configuration of a run.
 
     Args:
-        preset: name of a preset, or path of a YAML file (``.yaml``).
+        preset: name of a preset, or path of a YAML file (``.yaml``, ``.yml``, or with a slash).
         overrides: ``section.key=value`` each, the value in YAML.
         base: a configuration as plain values to start from, instead of the preset.
         sources: ``name=URI[:task]`` each: where own data lies.
@@ -139,10 +139,14 @@ def _parse_yaml(text: str, where: str) -> Any:
         raise UsageError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
 
 
+def _is_file(preset: str) -> bool:
+    return preset.endswith((".yaml", ".yml")) or "/" in preset
+
+
 def _load_preset(preset: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
     if preset in extended_by:
         raise UsageError(f"--preset {extended_by[0]}: {' extends '.join([*extended_by, preset])}, a circle")
-    if preset.endswith(".yaml"):
+    if _is_file(preset):
         try:
             text = Path(preset).read_text()
         except (OSError, UnicodeDecodeError) as error:
@@ -162,7 +166,7 @@ def _load_preset(preset: str, extended_by: tuple[str, ...] = ()) -> dict[str, An
         return tree
     if not isinstance(base, str):
         raise UsageError(f"preset {preset}: extends: give one preset's name or YAML file, not {base!r}")
-    if base.endswith(".yaml"):  # beside the file that names it
+    if _is_file(base):  # beside the file that names it
         base = str(Path(preset).parent / base)
     return _merge(_load_preset(base, (*extended_by, preset)), tree)
 

@@ -3,6 +3,7 @@
 from app.data.catalog import SIZES, TASKS, Known, catalog, file_names, known, licence_of, parse_task
 from app.data.datasets import SPLITS, Dataset, Split, default_roots, find_file, load_dataset, take_subset
 from app.data.download import Progress, fetch, file_name
+from app.data.files import is_archive
 from app.data.overlap import fingerprints, say_overlap, shared_test_images
 from app.data.phantoms import PHANTOM_COUNTS, draw_phantoms, is_phantom, write_phantoms
 from app.data.subsets import class_members, draw_overlap, few_shot_draw, stratified_subset, uniform_subset
@@ -29,6 +30,7 @@ __all__ = [
     "file_names",
     "find_file",
     "fingerprints",
+    "is_archive",
     "is_phantom",
     "known",
     "licence_of",

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.data.catalog import Known, base_of, file_names, licence_of, modality_of, parse_task, title_of
-from app.data.files import MMAP_ABOVE, Images, NpzReader, cached_images, digest_of, open_npz
+from app.data.files import MMAP_ABOVE, Images, NpzReader, cached_images, digest_of, is_archive, open_npz
 from app.data.subsets import stratified_subset
 from app.errors import InputError, UsageError
 from app.machine import as_text, home
@@ -177,8 +177,9 @@ def take_subset(dataset: Dataset, n: int, *, seed: int = 0) -> Dataset:
 
 
 def find_file(name: str, size: int, roots: Sequence[Path]) -> Path | None:
-    """Return the first ``<name>_<size>.npz`` (or ``<name>.npz`` for size 28) in ``roots``, in their order."""
-    return next((root / file for root in roots for file in file_names(name, size) if (root / file).is_file()), None)
+    """Return the first ``<name>_<size>.npz`` (or ``<name>.npz`` for size 28) in ``roots``, truncated ones last."""
+    there = [root / file for root in roots for file in file_names(name, size) if (root / file).is_file()]
+    return next((path for path in there if is_archive(path)), there[0] if there else None)
 
 
 def default_roots(data_root: Path | None = None) -> list[Path]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from app.data.catalog import SIZES, Known, known
-from app.data.files import digest_of, file_error, one_line, sync_folder
+from app.data.files import digest_of, file_error, is_truncated, one_line, sync_folder
 from app.errors import AppError, InputError, StorageError, UsageError
 
 Progress = Callable[[str, int, int | None], None]
@@ -95,11 +95,12 @@ def _fetch_one(
     path = root / name
     if path.exists():
         found = digest_of(path, "md5")
-        if found != md5:
+        if found != md5 and not is_truncated(path):  # a truncated archive is of no use to anybody: it is replaced
             raise InputError(
                 f"{path}: is another file (MD5 {found}) than MedMNIST's ({md5}); move it away and fetch again"
             )
-        return path
+        if found == md5:
+            return path
     by_hand = f"or place the file at {place / name} by hand (MD5 {md5})"
     if offline:
         raise InputError(f"{place / name}: not there, and offline; fetch it online from {one.urls[size]}, {by_hand}")

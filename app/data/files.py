@@ -176,6 +176,17 @@ def _reading(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: {one_line(error)}; save it without encryption") from error
 
 
+def is_archive(path: Path) -> bool:
+    """Say whether ``path`` has what every .npz has at its end; a truncated one has not."""
+    return zipfile.is_zipfile(path)
+
+
+def is_truncated(path: Path) -> bool:
+    """Say whether ``path`` begins as an .npz does and lacks what it ends with."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04" and not is_archive(path)
+
+
 @contextlib.contextmanager
 def open_npz(path: Path) -> Iterator[NpzReader]:
     """Open ``path`` for reading; InputError if it is missing or no .npz, UsageError without permission."""

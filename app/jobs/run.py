@@ -15,6 +15,7 @@ from app.data import (
     default_roots,
     file_names,
     find_file,
+    is_archive,
     load_dataset,
     load_unlabelled,
     parse_task,
@@ -196,8 +197,8 @@ def _locate(run: Run, name: str) -> tuple[Path, str | None]:
 def search(run: Run, name: str) -> tuple[Path, str | None] | None:
     """Find the file of a data set, and its task if one was given; None if there is no such file.
 
-    First ``--data``, then the folders of ``data.default_roots``, then the store's ``data/``. A run on
-    phantoms reads the store's ``phantoms/`` instead.
+    First ``--data``, then the folders of ``data.default_roots``, then, or if that file is damaged, the store's
+    ``data/``. A run on phantoms reads the store's ``phantoms/`` instead.
     """
     if name in run.config.sources:
         return parse_source(run.config.sources[name])
@@ -206,7 +207,9 @@ def search(run: Run, name: str) -> tuple[Path, str | None] | None:
         key = keys.phantom(name, size)
         return (run.store.local(key), None) if run.store.exists(key) else None
     path = find_file(name, size, _roots(run))
-    if path is None and run.store.exists(key := keys.dataset(name, size)):
+    if (path is None or not is_archive(path)) and run.store.exists(key := keys.dataset(name, size)):
+        if path is not None:
+            Progress("data", run_id=run.run_id).say(f"{path}: truncated or damaged; the store's copy is taken")
         path = run.store.local(key)
     return None if path is None else (path, None)
 
@@ -224,7 +227,9 @@ def parse_source(source: str) -> tuple[Path, str | None]:
     """
     uri, separator, word = source.rpartition(":")
     task = None
-    if separator and "/" not in word and not word.startswith("\\"):
+    if "://" not in source and path_of(source).exists():
+        uri = source  # a colon of its name, scans_10:30
+    elif separator and "/" not in word and not word.startswith("\\"):
         task = parse_task(word)
     else:
         uri = source

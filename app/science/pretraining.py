@@ -73,6 +73,20 @@ def resident(images: NDArray[np.uint8], device: str) -> Tensor:
     return torch.from_numpy(images).to(device)
 
 
+def too_few_images(count: int, name: str, settings: Pretrain) -> str:
+    """Say that there are fewer images than a step takes, and which settings would do."""
+    if count < 2:
+        return f"{name}: has {count} image; pretraining needs 2 or more, better thousands"
+    batch = max(2, count // 2)
+    advice = f"--set pretrain.batch_size={batch}"
+    if settings.epochs * (count // batch) < settings.accumulate:
+        advice += " --set pretrain.accumulate=1"
+    return (
+        f"pretrain.batch_size={settings.batch_size} (x {settings.accumulate} accumulated): more than the {count} "
+        f"images of {name}; use {advice} or less"
+    )
+
+
 class Trainer:
     """The state of a pretraining and its one move, ``advance``.
 
@@ -107,10 +121,7 @@ class Trainer:
         self.per_epoch = self.count // settings.batch_size  # micro-batches
         self.total_steps = settings.epochs * self.per_epoch // settings.accumulate
         if self.per_epoch == 0 or self.total_steps == 0:
-            raise UsageError(
-                f"pretrain.batch_size={settings.batch_size} (x {settings.accumulate} accumulated): more than the "
-                f"{self.count} images of {data.name}; use --set pretrain.batch_size={self.count // 2} or less"
-            )
+            raise UsageError(too_few_images(self.count, data.name, settings))
         self.steps_per_epoch = self.per_epoch / settings.accumulate
         self.images_per_step = settings.batch_size * settings.accumulate
         self.log_every = max(1, round(self.steps_per_epoch / LOGS_PER_EPOCH))
