@@ -109,6 +109,12 @@ class Study:
         }
         return {name: sentence for name, sentence in told.items() if sentence}
 
+    @property
+    def finished_cells(self) -> list[CellKey]:
+        """Cells with a finished job, in the order of datasets, protocols and methods."""
+        keys = ((d, p, m) for d in self.datasets for p in self.protocols(d) for m in self.methods)
+        return [key for key in keys if key in self.cells]
+
     def title(self, dataset: str) -> str:
         """Display name of a dataset."""
         info = self.experiment.data.get(dataset)

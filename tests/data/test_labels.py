@@ -13,7 +13,7 @@ from sklearn import metrics as sk
 from app.data import few_shot_draw, load_dataset, stratified_subset
 from app.data.datasets import MISSING
 from app.errors import InputError
-from app.report.plots import macro_roc
+from app.report.curves import macro_roc
 from app.science import metrics, statistics
 from app.science.finetuning import task_loss
 from app.science.knn import knn_scores

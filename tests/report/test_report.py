@@ -19,10 +19,10 @@ from sklearn.metrics import roc_auc_score
 
 from app.errors import InputError
 from app.jobs.records import DownstreamRecord, Experiment, PretrainRecord
-from app.report import ReportSummary, plots, tables, write_report
+from app.report import ReportSummary, counts, curves, names, paper, plots, style, table, tables, write_report
 from app.report.collect import Study, collect, parse_predictions
 from app.report.compare import Analysis
-from app.report.page import SYNTHETIC
+from app.report.content import SYNTHETIC
 from app.science import metrics
 from app.science.statistics import Interval
 from app.storage import FolderStore, MissingObject, Store, check_key
@@ -350,7 +350,7 @@ def test_means_and_intervals_of_the_table_are_those_of_the_records(full: FakeRun
     aurocs = [roc_auc_score(y, full.scores("pneumoniamnist", "byol", "finetune", s, 0)[:, 1]) for s in (0, 1, 2)]
     half = 4.302653 * np.std(aurocs, ddof=1) / np.sqrt(3)
     expected = f"{np.mean(aurocs):.3f} ± {half:.3f}"
-    assert tables.mean_and_half_width(analysis.metric(key, "auroc")) == expected
+    assert names.mean_and_half_width(analysis.metric(key, "auroc")) == expected
     assert expected in Page(read(full, "index.html")).text
     assert expected in read(full, "report.md")
     row = next(
@@ -378,15 +378,15 @@ def test_bootstrap_and_seed_means_are_of_the_same_difference(analysis: Analysis)
 
 
 def test_paper_numbers_stand_beside_the_metric_they_measure(full: FakeRun, analysis: Analysis) -> None:
-    assert tables.paper_value("pneumoniamnist", "finetune", "byol", "balanced_accuracy") == 0.85
-    assert tables.paper_value("pneumoniamnist", "finetune", "byol", "auroc") is None
-    assert tables.paper_value("dermamnist_reconstructed", "finetune", "byol_plus", "auroc") == 0.94
-    assert tables.paper_value("dermamnist", "few_shot", "byol", "balanced_accuracy") is None
-    assert tables.paper_value("breastmnist", "linear_probe", "byol_plus", "accuracy") == 0.76
-    assert tables.paper_value("breastmnist", "finetune", "imagenet", "f1") == 0.82
-    assert tables.paper_value("breastmnist", "finetune", "random", "f1") is None
-    assert tables.paper_value("octmnist", "finetune", "byol", "accuracy") is None
-    figure5, figure6 = (build(analysis) for build in (tables.figure5_table, tables.figure6_table))
+    assert paper.paper_value("pneumoniamnist", "finetune", "byol", "balanced_accuracy") == 0.85
+    assert paper.paper_value("pneumoniamnist", "finetune", "byol", "auroc") is None
+    assert paper.paper_value("dermamnist_reconstructed", "finetune", "byol_plus", "auroc") == 0.94
+    assert paper.paper_value("dermamnist", "few_shot", "byol", "balanced_accuracy") is None
+    assert paper.paper_value("breastmnist", "linear_probe", "byol_plus", "accuracy") == 0.76
+    assert paper.paper_value("breastmnist", "finetune", "imagenet", "f1") == 0.82
+    assert paper.paper_value("breastmnist", "finetune", "random", "f1") is None
+    assert paper.paper_value("octmnist", "finetune", "byol", "accuracy") is None
+    figure5, figure6 = (build(analysis) for build in (paper.figure5_table, paper.figure6_table))
     assert [row.cells[-1].text for row in figure5.rows[:6]] == ["0.89", "0.92", "0.86", "0.88", "0.86", "—"]
     assert figure5.rows[4].head == "Balanced accuracy ¹"
     assert {row.group for row in figure6.rows} >= {"DermaMNIST (reconstructed) · Few-shot"}
@@ -423,9 +423,12 @@ def test_terminal_table(full: FakeRun) -> None:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty figures, for tests of words and numbers: drawing takes a second a report."""
-    monkeypatch.setattr(
-        plots, "_finish", lambda canvas, name, alt: plots.Figure(name, '<svg viewBox="0 0 1 1"></svg>', alt, 96)
-    )
+
+    def finish(canvas: Any, name: str, alt: str) -> style.Figure:
+        return style.Figure(name, '<svg viewBox="0 0 1 1"></svg>', alt, 96)
+
+    for module in (counts, curves, plots):
+        monkeypatch.setattr(module, "finish", finish)
 
 
 def small(**changes: Any) -> FakeRun:
@@ -600,7 +603,7 @@ def test_imagenet_is_the_control_where_random_is_not() -> None:
     summary = write_report(run.store, RUN)
     assert "with the ImageNet start" in summary.table_text
     assert "Few-shot (frozen)" in summary.table_text
-    figure5 = tables.figure5_table(Analysis(collect(run.store, RUN)))
+    figure5 = paper.figure5_table(Analysis(collect(run.store, RUN)))
     assert figure5.rows[0].cells[1].text == "0.86"  # the paper's Base
 
 
@@ -695,12 +698,12 @@ def test_roc_curve_has_the_area_of_sklearn() -> None:
     rng = np.random.default_rng(0)
     y = rng.random(800) < 0.5
     score = np.round(y + rng.normal(size=800), 2)
-    curve = plots.roc_curve(y, score)
+    curve = curves.roc_curve(y, score)
     assert curve is not None
     assert np.trapezoid(curve, dx=1 / 200) == pytest.approx(roc_auc_score(y, score), abs=0.004)
     assert curve[-1] == 1.0
     assert (np.diff(curve) >= 0).all()
-    assert plots.roc_curve(np.zeros(4, bool), score[:4]) is None
+    assert curves.roc_curve(np.zeros(4, bool), score[:4]) is None
 
 
 def test_confusion_matrix_is_the_mean_over_seeds(full: FakeRun, analysis: Analysis) -> None:
@@ -715,21 +718,21 @@ def test_confusion_matrix_is_the_mean_over_seeds(full: FakeRun, analysis: Analys
 
 def test_figures_carry_the_numbers_they_draw_and_change_colour_with_the_page(study: Study) -> None:
     info = study.experiment.data["pneumoniamnist"]
-    figure = plots.class_histogram("pneumoniamnist", info)
+    figure = counts.class_histogram("pneumoniamnist", info)
     assert figure is not None
     total = sum(info.class_counts[s][1] for s in info.class_counts)
     assert f"{total:,}" in figure.svg
     assert f"pneumonia {total:,}" in figure.alt
-    inline = plots.for_page(figure)
-    assert plots.INK in figure.svg
-    assert plots.INK not in inline
+    inline = style.for_page(figure)
+    assert style.INK in figure.svg
+    assert style.INK not in inline
     assert "var(--ink)" in inline
     assert set(re.findall(r"url\(#([^)]+)\)", inline)) <= set(re.findall(r'id="([^"]+)"', inline))
 
 
 def test_every_colour_of_a_figure_has_a_variable_in_the_page(full: FakeRun) -> None:
     html = read(full, "index.html")
-    for variable in plots.PALETTE.values():
+    for variable in style.PALETTE.values():
         forms = 3 if variable in ("--ink", "--muted", "--line") else 2  # light, dark and, for some, print
         assert html.count(f"{variable}:") == forms, variable
 
@@ -743,23 +746,23 @@ def test_every_colour_of_a_figure_has_a_variable_in_the_page(full: FakeRun) -> N
     ],
 )
 def test_mean_and_half_width(interval: Interval, text: str) -> None:
-    assert tables.mean_and_half_width(interval) == text
+    assert names.mean_and_half_width(interval) == text
 
 
 def test_markdown_tables_have_one_width(analysis: Analysis) -> None:
-    for build in (tables.results_table, tables.figure5_table, tables.differences_table, tables.delong_table):
-        text = tables.markdown(build(analysis))
+    for build in (tables.results_table, paper.figure5_table, tables.differences_table, tables.delong_table):
+        text = table.markdown(build(analysis))
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")}
         assert len(widths) == 1, build.__name__
 
 
 def test_published_numbers_are_those_of_the_papers_tables() -> None:
-    paper = tables.published()
-    assert set(paper["figure5"]) == set(paper["figure6"]) == {"pneumoniamnist", "breastmnist", "dermamnist"}
-    assert all(set(v) == {"imagenet", "byol", "byol_plus"} for v in paper["figure5"].values())
-    for by_method in paper["figure6"].values():
+    numbers = paper.published()
+    assert set(numbers["figure5"]) == set(numbers["figure6"]) == {"pneumoniamnist", "breastmnist", "dermamnist"}
+    assert all(set(v) == {"imagenet", "byol", "byol_plus"} for v in numbers["figure5"].values())
+    for by_method in numbers["figure6"].values():
         assert all(set(v) == {"finetune", "linear_probe", "few_shot"} for v in by_method.values())
     # The finding that names our column: on the binary sets the printed "AUC" equals the printed macro recall.
     for name in ("pneumoniamnist", "breastmnist"):
-        assert all(v["auc"] == v["recall"] for v in paper["figure5"][name].values())
-    assert len(paper["medmnist"]["resnet18_28"]) == 12
+        assert all(v["auc"] == v["recall"] for v in numbers["figure5"][name].values())
+    assert len(numbers["medmnist"]["resnet18_28"]) == 12

@@ -1,0 +1,353 @@
+"""What the report shows, in order: the page and the Markdown are two forms of it."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import yaml
+from markupsafe import Markup
+
+from app.report.collect import Study
+from app.report.compare import Analysis
+from app.report.counts import class_histogram, confusion_matrices
+from app.report.curves import pretraining_curves, roc_curves
+from app.report.names import MARKS, display_names, method_name, protocol_name, sentence, signed
+from app.report.paper import figure5_table, figure6_table, inside_of_paper, paper_name, printed, published, reference
+from app.report.plots import differences, protocol_comparison
+from app.report.style import Figure, for_page
+from app.report.table import Table
+from app.report.tables import (
+    datasets_table,
+    delong_table,
+    differences_table,
+    downstream_jobs_table,
+    environment_table,
+    files_table,
+    metrics_table,
+    missing_lines,
+    overlap_table,
+    pretraining_jobs_table,
+    results_table,
+)
+
+SYNTHETIC = "SYNTHETIC: phantom images. The figures say nothing about medicine."
+NOT_CLINICAL = "For research. Not a medical device, not for clinical use."
+REFERENCES = (
+    "B. Murphy: Leveraging BYOL for Image Classification in Limited-Labeled Medical Domains, 2023 (the paper).",
+    "J.-B. Grill et al.: Bootstrap your own latent, NeurIPS 2020.",
+    "J. Yang et al.: MedMNIST v2, Scientific Data 10, 41, 2023.",
+    "E. DeLong, D. DeLong, D. Clarke-Pearson: Comparing the areas under two or more correlated ROC curves, "
+    "Biometrics 44, 1988; X. Sun, W. Xu: fast implementation, IEEE Signal Processing Letters 21, 2014.",
+    "B. Efron, R. Tibshirani: An Introduction to the Bootstrap, 1993.",
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A figure with its caption."""
+
+    figure: Figure
+    caption: str
+
+    @property
+    def html(self) -> Markup:
+        """The figure as an element of the page. matplotlib has escaped the text in it."""
+        return Markup(for_page(self.figure))
+
+
+@dataclass(frozen=True)
+class DatasetBlock:
+    """What the data section shows of one dataset."""
+
+    title: str
+    licence: str
+    sample: str | None  # data URI
+    histogram: Block | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a card."""
+
+    protocol: str
+    chips: tuple[tuple[str, str, str], ...]  # tone, text, full sentence
+
+
+@dataclass(frozen=True)
+class Card:
+    """The findings of one dataset."""
+
+    title: str
+    findings: tuple[Finding, ...]
+
+
+def build_context(analysis: Analysis) -> dict[str, Any]:
+    """Everything that the page and the Markdown show."""
+    study = analysis.study
+    experiment = study.experiment
+    names = display_names(study)
+    results = [r for cell in study.cells.values() for r in cell]
+    done = len(results) + len(study.pretraining)
+    planned = len(experiment.plan.pretrain) + len(experiment.plan.downstream)
+    finished = max([r.record.finished for r in results] + [p.record.finished for p in study.pretraining], default="")
+    datasets = [_dataset_block(study, name) for name in experiment.data]
+    difference = differences(
+        list(analysis.against_baseline.values()), {d: study.title(d) for d in study.datasets}, names
+    )
+    curves = pretraining_curves(study.pretraining, names)
+    sections: dict[str, Any] = {
+        "title": "Self-supervised pretraining for medical images",
+        "run_id": experiment.run_id,
+        "preset": experiment.preset,
+        "date": (finished or experiment.created)[:10],
+        "progress": f"{done} of {planned} jobs" if planned > done else f"{done} jobs",
+        "seeds": sorted({r.record.seed for r in results} | {p.record.seed for p in study.pretraining}),
+        "synthetic": SYNTHETIC if experiment.synthetic else "",
+        "overlaps": list(study.overlaps.values()),
+        "not_clinical": NOT_CLINICAL,
+        "lead": lead(analysis),
+        "sentences": [sentence(study, c) for c in analysis.comparisons],
+        "cards": _cards(analysis),
+        "baseline": method_name(analysis.baseline) if analysis.baseline else "",
+        "results": results_table(analysis),
+        "metrics": metrics_table(analysis),
+        "protocol_figures": _protocol_figures(analysis, names),
+        "differences": differences_table(analysis),
+        "difference_figure": difference and Block(difference, _difference_caption(analysis)),
+        "paper_text": _paper_text(analysis),
+        "paper_tables": [] if experiment.synthetic else _paper_tables(analysis),
+        "delong": delong_table(analysis),
+        "roc_figures": _roc_figures(analysis, names),
+        "confusion_figures": _confusion_figures(analysis),
+        "pretraining_figure": curves
+        and Block(curves, "Thin lines are seeds, thick lines their mean. k-NN looks at a labelled validation split."),
+        "pretraining": pretraining_jobs_table(study),
+        "dataset_table": datasets_table(study),
+        "overlap": overlap_table(study),
+        "datasets": datasets,
+        "missing": missing_lines(study),
+        "jobs": downstream_jobs_table(study),
+        "files": files_table(study),
+        "environment": environment_table(study),
+        "settings": yaml.safe_dump(dict(experiment.config), sort_keys=False, allow_unicode=True),
+        "licences": _licences(study),
+        "references": REFERENCES,
+        "total_time": _duration(
+            sum(
+                seconds
+                for r in (*(r.record for r in results), *(p.record for p in study.pretraining))
+                if math.isfinite(seconds := r.timings.get("seconds", 0.0))
+            )
+        ),
+    }
+    blocks = [
+        sections["difference_figure"],
+        *sections["protocol_figures"],
+        *sections["roc_figures"],
+        *sections["confusion_figures"],
+        sections["pretraining_figure"],
+        *(d.histogram for d in datasets),
+    ]
+    sections["figures"] = [b.figure for b in blocks if b]
+    return sections
+
+
+def lead(analysis: Analysis) -> list[str]:
+    """The findings in a few sentences for people who read nothing else."""
+    study = analysis.study
+    lines = []
+    main = list(analysis.against_baseline.values())
+    baseline = method_name(analysis.baseline) if analysis.baseline else ""
+    if not study.cells:
+        lines.append("No downstream job has finished yet, so there is nothing to compare.")
+    elif not main:
+        lines.append("There is no pair of a method and a control (random or ImageNet start) to compare yet.")
+    else:
+        count: Counter[str] = Counter(c.verdict for c in main)
+        told = [f"{count['better']} are better", f"{count['worse']} worse", f"{count['unsettled']} not settled"]
+        said = [text for text, verdict in zip(told, ("better", "worse", "unsettled"), strict=True) if count[verdict]]
+        undecided = count["none"] + count["unknown"]
+        if undecided:
+            said.append(f"{'and ' if said else ''}in {undecided} no difference can be told")
+        start = f"{len(main)} comparison{'s' if len(main) > 1 else ''} with the {baseline} start"
+        lines.append(f"Of {start}, {', '.join(said)}.")
+        settled = sorted((c for c in main if c.verdict in ("better", "worse")), key=lambda c: c.difference)
+        if settled and settled[-1].verdict == "better":
+            lines.append(f"Largest gain. {sentence(study, settled[-1])}")
+        if settled and settled[0].verdict == "worse":
+            lines.append(f"Largest loss. {sentence(study, settled[0])}")
+    lines += [
+        f"Beware. {sentence} What BYOL and BYOL+ gain there is no evidence for images that they have not seen."
+        for sentence in study.overlaps.values()
+    ]
+    if study.missing:
+        things = "1 thing is" if len(study.missing) == 1 else f"{len(study.missing)} things are"
+        lines.append(f"{things} missing: see “Missing”.")
+    if study.experiment.synthetic:
+        lines.append("These are phantom images: the figures say nothing about medicine.")
+    return lines
+
+
+def _cards(analysis: Analysis) -> list[Card]:
+    study = analysis.study
+    cards = []
+    for dataset in study.datasets:
+        findings = []
+        for protocol in study.protocols(dataset):
+            chips = tuple(
+                (
+                    c.verdict,
+                    f"{MARKS[c.verdict]} {method_name(c.method)} {signed(c.difference)}",
+                    sentence(study, c),
+                )
+                for c in analysis.against_baseline.values()
+                if (c.dataset, c.protocol) == (dataset, protocol)
+            )
+            if chips:
+                findings.append(Finding(protocol_name(protocol), chips))
+        if findings:
+            cards.append(Card(study.title(dataset), tuple(findings)))
+    return cards
+
+
+def _protocol_figures(analysis: Analysis, names: Mapping[str, str]) -> list[Block]:
+    study = analysis.study
+    figures = []
+    for dataset in study.datasets:
+        figure = protocol_comparison(
+            dataset,
+            study.title(dataset),
+            study.protocols(dataset),
+            study.methods,
+            lambda p, m, metric, d=dataset: analysis.metric((d, p, m), metric),  # type: ignore[misc]
+            lambda p, m, metric, d=dataset: printed(study, (d, p, m), metric),  # type: ignore[misc]
+            reference(study, dataset),
+            names,
+        )
+        if figure:
+            caption = "Mean and 95 % t-interval over seeds."
+            if paper_name(dataset) and not study.experiment.synthetic:
+                caption += " Hollow: the paper's single run; its “AUC” stands on the scale that it was computed on."
+            if "MedMNIST" in figure.svg:
+                caption += " Dashed: MedMNIST v2's ResNet-18, trained on all labels."
+            figures.append(Block(figure, f"{study.title(dataset)}. {caption}"))
+    return figures
+
+
+def _difference_caption(analysis: Analysis) -> str:
+    baseline = method_name(analysis.baseline or "")
+    return (
+        f"Difference in test AUROC from {baseline}. Broad band: 95 % over test images (paired bootstrap). Thin line: "
+        "95 % over seeds (paired t; an arrow where it runs out of the picture). Filled marker: both exclude zero."
+    )
+
+
+def _roc_figures(analysis: Analysis, names: Mapping[str, str]) -> list[Block]:
+    study = analysis.study
+    figures = []
+    for dataset, labels in study.test_labels.items():
+        figure = roc_curves(
+            dataset,
+            study.title(dataset),
+            labels,
+            study.protocols(dataset),
+            study.methods,
+            lambda p, m, d=dataset: analysis.results(d, p, m),  # type: ignore[misc]
+            names,
+        )
+        if figure:
+            task = study.experiment.data[dataset].task
+            kind = "" if task == "binary-class" else " Macro average of one class against the rest."
+            caption = f"{study.title(dataset)}. Thin lines are seeds, thick lines their mean.{kind}"
+            figures.append(Block(figure, f"{caption} Few-shot shows the saved model of each seed."))
+    return figures
+
+
+def _confusion_figures(analysis: Analysis) -> list[Block]:
+    study = analysis.study
+    figures = []
+    for dataset in study.datasets:
+        info = study.experiment.data.get(dataset)
+        if info is None:
+            continue
+        labels = [info.labels[k] for k in sorted(info.labels, key=int)]
+        panels = []
+        rows = [protocol_name(p) for p in study.protocols(dataset)]
+        printed = published()["confusion"].get(paper_name(dataset)) if not study.experiment.synthetic else None
+        for protocol, row in zip(study.protocols(dataset), rows, strict=True):
+            for method in study.methods:
+                counts = analysis.confusion((dataset, protocol, method))
+                if counts is not None and len(counts) == len(labels):
+                    panels.append((row, method_name(method), counts))
+            if protocol == "finetune" and printed and panels:
+                panels.append((row, "the paper's BYOL+", np.array(printed["matrix"], dtype=np.float64)))
+        figure = confusion_matrices(dataset, study.title(dataset), labels, panels, rows)
+        if figure:
+            caption = (
+                f"{study.title(dataset)}. Rows: truth; columns: prediction. Mean count over seeds; "
+                "shade: share of the true class. Few-shot: the saved model."
+            )
+            if len(labels) > 3:
+                caption += " " + ", ".join(f"{i} {label}" for i, label in enumerate(labels)) + "."
+            if printed and "note" in printed:
+                caption += f" The paper's matrix: {printed['note']}"
+            figures.append(Block(figure, caption))
+    return figures
+
+
+def _dataset_block(study: Study, name: str) -> DatasetBlock:
+    info = study.experiment.data[name]
+    picture = study.samples.get(name)
+    histogram = class_histogram(name, info)
+    return DatasetBlock(
+        info.title,
+        info.licence,
+        "data:image/png;base64," + base64.b64encode(picture).decode() if picture else None,
+        Block(histogram, "") if histogram else None,
+    )
+
+
+def _paper_text(analysis: Analysis) -> str:
+    study = analysis.study
+    paper = published()["paper"]
+    if not any(paper_name(d) for d in study.datasets):
+        return f"None of this run's datasets is in the paper ({paper['short']})."
+    if study.experiment.synthetic:
+        return "This run drew phantoms: its figures and the paper's are of different images and cannot be compared."
+    pre = paper["pretraining"]
+    text = (
+        f"{paper['author']}, “{paper['title']}”, {paper['year']}: one unseeded run for each figure; "
+        f"pretraining from {pre['initial_weights']} weights on {pre['images']:,} images for {pre['epochs']:,} epochs."
+    )
+    inside, beside = inside_of_paper(analysis)
+    if beside:
+        text += f" Of {beside} of its figures that stand beside ours, {inside} lie within our 95 % interval over seeds."
+    return text
+
+
+def _paper_tables(analysis: Analysis) -> list[Table]:
+    return [t for t in (figure5_table(analysis), figure6_table(analysis)) if t.rows]
+
+
+def _licences(study: Study) -> list[str]:
+    lines = [f"{info.title}: {info.licence}" for info in study.experiment.data.values()]
+    if any("NC" in info.licence for info in study.experiment.data.values()):
+        lines.append("NC: models trained on these images inherit the limit to non-commercial use.")
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return (
+        f"{minutes // 60} h {minutes % 60} min"
+        if minutes >= 60
+        else f"{seconds:.0f} s"
+        if minutes < 3
+        else (f"{minutes} min")
+    )
