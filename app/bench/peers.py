@@ -8,7 +8,6 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from app.bench.turns import Contender, now
 from app.data import Unlabelled
 from app.errors import UsageError
 from app.machine import cores
-from app.science.networks import to_float
+from app.science.networks import to_float, torchvision_resnet
 from app.settings import Config
 
 
@@ -27,10 +26,8 @@ def build_peers(config: Config, data: Unlabelled, device: str) -> list[Contender
         UsageError: one is not installed, or cannot have this network.
     """
     network = config.network
-    if network.projector_hidden != network.predictor_hidden or network.stem != "stock":
-        raise UsageError(
-            "bench --peers: needs projector_hidden = predictor_hidden and the stock stem, all that they have"
-        )
+    if network.projector_hidden != network.predictor_hidden:
+        raise UsageError("bench --peers: needs projector_hidden = predictor_hidden, all that they have")
     if config.pretrain.accumulate > 1:
         raise UsageError("bench --peers: they do not accumulate gradients; use --set pretrain.accumulate=1")
     return [ByolPytorch(config, data, device), Lightly(config, data, device)]
@@ -60,7 +57,7 @@ class ByolPytorch:
         self.device, self.batch = device, config.pretrain.batch_size
         self.images = torch.from_numpy(data.images).to(device)
         self.learner = BYOL(
-            torchvision.models.get_model(network.architecture, weights=None).to(device),
+            torchvision_resnet(network.architecture, network.stem).to(device),
             image_size=data.size,
             hidden_layer="avgpool",
             projection_size=network.projection,
@@ -117,7 +114,7 @@ class Lightly:
             drop_last=True,
             num_workers=cores(),
         )
-        resnet = torchvision.models.get_model(network.architecture, weights=None)
+        resnet = torchvision_resnet(network.architecture, network.stem)
         self.backbone = nn.Sequential(*list(resnet.children())[:-1]).to(device)
         width, hidden = resnet.fc.in_features, network.projector_hidden
         self.projection_head = BYOLProjectionHead(width, hidden, network.projection).to(device)

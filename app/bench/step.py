@@ -21,9 +21,11 @@ from app.bench.turns import Contender, now
 from app.data import Unlabelled
 from app.jobs.checkpoint import CheckpointWriter
 from app.runtime import Progress, choose_device, environment, prepare
+from app.science.convolutions import Table, names_of
 from app.science.distributed import Ranks
 from app.science.networks import Encoder
 from app.science.pretraining import Trainer
+from app.science.products import has_onednn_linear, onednn_linear
 from app.settings import Config
 from app.stages.pretrain import build_trainer, kernels_of
 from app.storage import FolderStore
@@ -63,27 +65,37 @@ def bench_step(
     trainer = endless_trainer(config, data, device)
     checkpoint_seconds, checkpoint_bytes = _train_with_a_checkpoint(trainer)
     memory = peak_memory(device)
-    contenders: list[Contender] = [Ours(trainer), *(build_peers(config, data, device) if peers else [])]
+    contenders: list[Contender] = [Ours(trainer)]
+    if device == "cpu" and config.runtime.kernels == "auto":
+        plain = config.runtime.model_copy(update={"kernels": "plain"})
+        contenders.append(
+            Ours(trainer, "plain", kernels_of(trainer, config.model_copy(update={"runtime": plain}), data))
+        )
+    contenders += build_peers(config, data, device) if peers else []
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    rates, parts = [], []
+    rates: dict[str, list[float]] = {name: [] for name in products(device)}
+    parts = []
     for number in range(rounds):
-        rates.append(gemm_rate(device))
+        for name, rate in gemm_rates(device).items():
+            rates[name].append(rate)
         # Each goes first, in the middle and last in its turn.
         for contender in contenders[number % len(contenders) :] + contenders[: number % len(contenders)]:
             # Our settings repeat themselves bit for bit; others get the fastest there are.
-            ours = contender is contenders[0]
+            ours = isinstance(contender, Ours)
             with contextlib.nullcontext() if ours else torch.backends.cudnn.flags(enabled=True, benchmark=True):
                 seconds[contender.name].append(contender.turn(steps))
         parts.append(breakdown(trainer, steps))
         progress.say(f"round {number + 1} of {rounds}: {1000 * seconds['ours'][-1]:.0f} ms a step")
     batch = config.pretrain.batch_size * config.pretrain.accumulate
     step = statistics.median(seconds["ours"])
-    useful = useful_multiplications(config, channels) * batch
-    each = {part: statistics.median(p[part] for p in parts) for part in parts[0]}
-    each["checkpoint"] = checkpoint_seconds * sum(each.values()) / (60 * config.runtime.checkpoint_minutes)
-    total = sum(each.values())
+    useful = 2 * useful_multiplications(config, channels) * batch / step
+    each = shares_of_the_step(parts, step)
+    saving = checkpoint_seconds * step / (60 * config.runtime.checkpoint_minutes)
+    gemm = {name: statistics.median(times) for name, times in rates.items()}
+    best = max(rate for name, rate in gemm.items() if "float32" in name)
     return {
-        "environment": environment(device) | {"precision": trainer.precision, "compiled": trainer.compiled},
+        "environment": environment(device)
+        | {"precision": trainer.precision, "compiled": trainer.compiled, "kernels": names_of(trainer.kernels)},
         "settings": {
             "size": config.data.size, "channels": channels, "images": images, "batch": batch,
             "architecture": config.network.architecture, "stem": config.network.stem, "rounds": rounds, "steps": steps,
@@ -91,23 +103,45 @@ def bench_step(
         "step_seconds": step,
         "images_per_second": batch / step,
         "parts_seconds": each,
-        "share_beside_the_network": 1 - sum(each[part] for part in NETWORK) / total,
+        "share_beside_the_network": 1 - sum(each[part] for part in NETWORK) / (step + saving),
         "peak_memory_bytes": memory,
-        "checkpoint": {"stands_still_seconds": checkpoint_seconds, "bytes": checkpoint_bytes},
-        "gemm_flops": statistics.median(rates),
-        "useful_flops": 2 * useful / step,
-        "useful_share": statistics.median(2 * useful / s / r for s, r in zip(seconds["ours"], rates, strict=True)),
-        "peers": {
-            name: {
-                "images_per_second": batch / statistics.median(times),
-                "ours_over_it": statistics.median(t / o for t, o in zip(times, seconds["ours"], strict=True)),
-                "lowest": min(t / o for t, o in zip(times, seconds["ours"], strict=True)),
-                "highest": max(t / o for t, o in zip(times, seconds["ours"], strict=True)),
-            }
-            for name, times in seconds.items()
-            if name != "ours"
+        "checkpoint": {
+            "stands_still_seconds": checkpoint_seconds, "bytes": checkpoint_bytes, "seconds_a_step": saving,
         },
+        "gemm_flops": gemm,
+        "useful_flops": useful,
+        "useful_share": useful / best,
+        "plain": against(seconds, batch).get("plain"),
+        "peers": {name: figures for name, figures in against(seconds, batch).items() if name != "plain"},
     }  # fmt: skip
+
+
+def shares_of_the_step(parts: list[dict[str, float]], step: float) -> dict[str, float]:
+    """Return the seconds of each part of a step that takes ``step``, which is their sum.
+
+    Each share is the median over the rounds; what medians of shares lack or exceed is shared out evenly.
+    """
+    shares = {part: statistics.median(p[part] / sum(p.values()) for p in parts) for part in parts[0]}
+    return {part: step * share / sum(shares.values()) for part, share in shares.items()}
+
+
+def against(seconds: dict[str, list[float]], batch: int) -> dict[str, dict[str, float]]:
+    """Compare all others with ours, round by round: images a second, and the ratios' median and range."""
+    ours = seconds["ours"]
+    ratios = {
+        name: [other / own for other, own in zip(times, ours, strict=True)]
+        for name, times in seconds.items()
+        if name != "ours"
+    }
+    return {
+        name: {
+            "images_per_second": batch / statistics.median(seconds[name]),
+            "ours_over_it": statistics.median(found),
+            "lowest": min(found),
+            "highest": max(found),
+        }
+        for name, found in ratios.items()
+    }
 
 
 def table(figures: dict[str, Any]) -> Iterator[str]:
@@ -122,7 +156,7 @@ def table(figures: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield f"{'images a second':<34}{figures['images_per_second']:>10.1f}"
     yield f"{'a step, ms':<34}{1000 * figures['step_seconds']:>10.1f}"
-    total = sum(figures["parts_seconds"].values())
+    total = figures["step_seconds"]
     for part, seconds in figures["parts_seconds"].items():
         yield f"{'  ' + part:<34}{1000 * seconds:>10.2f}{seconds / total:>8.1%}"
     yield f"{'all but forward and backward':<44}{figures['share_beside_the_network']:>8.1%}"
@@ -130,14 +164,20 @@ def table(figures: dict[str, Any]) -> Iterator[str]:
     saved = figures["checkpoint"]
     standing = f"{saved['bytes'] / 1e6:.0f} MB, training stands still for {1000 * saved['stands_still_seconds']:.0f} ms"
     yield f"{'a checkpoint':<34}{standing:>10}"
-    yield f"{f'float32 product of {GEMM}² matrices, GFLOP/s':<44}{figures['gemm_flops'] / 1e9:>8.1f}"
+    for name, rate in figures["gemm_flops"].items():
+        yield f"{f'product of {GEMM}² matrices, {name}, GFLOP/s':<46}{rate / 1e9:>6.0f}"
     yield f"{'useful multiplications and additions, GFLOP/s':<46}{figures['useful_flops'] / 1e9:>6.1f}"
-    yield f"{'  share':<44}{figures['useful_share']:>8.2f}"
-    for name, peer in figures["peers"].items():
+    yield f"{'  share of the best product in float32':<44}{figures['useful_share']:>8.2f}"
+    others = ({"plain": figures["plain"]} if figures["plain"] else {}) | figures["peers"]
+    for name, peer in others.items():
         yield (
             f"{f'images a second over {name}':<44}{peer['ours_over_it']:>8.2f}"
             f"   ({peer['lowest']:.2f} to {peer['highest']:.2f}; {peer['images_per_second']:.1f} images a second)"
         )
+    if where["kernels"]:
+        yield f"{'convolutions':<34}{'forward':<18}{'of the input':<18}of the weight"
+    for shape, (forward, of_input, of_weight) in where["kernels"].items():
+        yield f"  {shape:<32}{forward:<18}{of_input:<18}{of_weight}"
 
 
 def noise(config: Config, count: int, channels: int) -> Unlabelled:
@@ -203,35 +243,49 @@ def convolution_multiplications(convolution: nn.Conv2d, height: int, width: int)
     return pairs * convolution.in_channels * convolution.out_channels // convolution.groups
 
 
-def gemm_rate(device: str, repeats: int = 5) -> float:
-    """Return the rate of a float32 product of square matrices, in multiplications and additions a second."""
+def products(device: str) -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+    """Return the products that the machine is measured by: in float32 by each library, and in bfloat16."""
+    found: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"float32": torch.mm}
+    if device == "cpu" and has_onednn_linear():
+        found["float32 by oneDNN"] = onednn_linear
+    return found | {"bfloat16": torch.mm}
+
+
+def gemm_rates(device: str, repeats: int = 5) -> dict[str, float]:
+    """Return the rates of products of square matrices, in multiplications and additions a second."""
     a, b = (torch.randn(GEMM, GEMM, device=device) for _ in range(2))
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")  # no TF32 on a GPU
-    times = []
-    for _ in range(repeats + 1):
-        begin = now(device)
-        a @ b
-        times.append(now(device) - begin)
+    rates = {}
+    for name, product in products(device).items():
+        one, other = (a.bfloat16(), b.bfloat16()) if name == "bfloat16" else (a, b)
+        times = []
+        for _ in range(repeats + 1):
+            begin = now(device)
+            product(one, other)
+            times.append(now(device) - begin)
+        rates[name] = 2 * GEMM**3 / statistics.median(times[1:])
     torch.set_float32_matmul_precision(precision)
-    return 2 * GEMM**3 / statistics.median(times[1:])
+    return rates
 
 
 class Ours:
-    """Our trainer, as a ``Contender``."""
+    """Our trainer, as a ``Contender``, with its own kernels or those of ``table``."""
 
-    name = "ours"
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: Trainer, name: str = "ours", table: Table | None = None) -> None:
+        self.trainer, self.name, self.table = trainer, name, trainer.kernels if table is None else table
 
     def turn(self, steps: int) -> float:
         """Do ``steps`` steps after one that does not count; return seconds a step."""
+        own = self.trainer.kernels
+        self.trainer.use_kernels(self.table)
         self.trainer.advance()
         begin = now(self.trainer.device)
         for _ in range(steps):
             self.trainer.advance()
-        return (now(self.trainer.device) - begin) / steps
+        seconds = (now(self.trainer.device) - begin) / steps
+        self.trainer.use_kernels(own)
+        return seconds
 
 
 def breakdown(trainer: Trainer, steps: int) -> dict[str, float]:

@@ -34,11 +34,11 @@ from app.science.convolutions import (
     library_is_right,
     plain_ways,
 )
-from app.science.products import touching
+from app.science.products import has_onednn_linear, touching
 
 WORTH = 1.1  # how many times as fast as the default a way has to be
-HOPELESS = 2.0  # a way that is so many times slower than the fastest is not timed again
-ROUNDS, SECONDS = 5, 0.03  # of timing each way: at most so many, and none after so long
+HOPELESS = 3.0  # a way that is so many times slower than the fastest is not timed again
+ROUNDS, SECONDS = (3, 9), 0.02  # of timing each way: at least and at most so many, the more only within so long
 ROUNDING = {"float32": 2e-5, "bfloat16": 2e-2}  # largest error over largest value
 LARGEST = {FEW: 16, ROWS: 8, TAPS: 16}  # pixels along an axis beyond which a way never paid
 
@@ -123,7 +123,7 @@ def ways_of(shape: Shape, which: str) -> list[str]:
         TAPS: which == "weight" or one_tap,
     }
     ways = [way for way, possible in fits.items() if possible and (size <= LARGEST[way] or shape.kernel == 1)]
-    if shape.precision == "float32" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if shape.precision == "float32" and has_onednn_linear():
         # Not few products beyond 2x2: they are many small ones, and oneDNN takes them one by one.
         ways += [way + ONEDNN for way in ways if way != FEW or size <= 2]
     return [LIBRARY, *ways] if library_is_right(shape) else ways
@@ -141,14 +141,14 @@ def fastest(ways: Mapping[str, Callable[[], Tensor | None]], *, right: Tensor, r
     alive = {name: do for name, do in ways.items() if _is_right(do, right, rounding)}
     times = dict.fromkeys(alive, math.inf)
     begin = time.perf_counter()
-    for number in range(ROUNDS):
+    for number in range(ROUNDS[1]):
         for name, do in alive.items():
             before = time.perf_counter()
             do()
             times[name] = min(times[name], time.perf_counter() - before)
         best = min(times.values(), default=math.inf)
         alive = {name: do for name, do in alive.items() if times[name] <= HOPELESS * best}
-        if number > 0 and time.perf_counter() - begin > SECONDS * len(alive):
+        if number + 1 >= ROUNDS[0] and time.perf_counter() - begin > SECONDS * len(alive):
             break
     if not times:
         return usual

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 import torchvision
@@ -40,13 +40,8 @@ class Encoder(nn.Module):
         if stem not in get_args(Stem):
             raise UsageError(f"network.stem: unknown {stem!r}; choose from {', '.join(get_args(Stem))}")
         self.architecture, self.stem = architecture, stem
-        resnet = torchvision.models.get_model(architecture, weights=None)
+        resnet = torchvision_resnet(architecture, stem)
         self.features = cast(int, resnet.fc.in_features)
-        if stem != "stock":
-            resnet.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-            nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
-        if stem == "cifar":
-            resnet.maxpool = nn.Identity()
         resnet.fc = nn.Identity()
         _use_own_convolutions(resnet)
         self.resnet = resnet.to(memory_format=torch.channels_last)
@@ -96,6 +91,17 @@ class Encoder(nn.Module):
                 "all); set network.architecture and network.stem to what the weights were trained with"
             )
         self.resnet.load_state_dict(state)
+
+
+def torchvision_resnet(architecture: str, stem: Stem) -> Any:
+    """Return torchvision's ResNet with another stem, classifier and all."""
+    resnet = torchvision.models.get_model(architecture, weights=None)
+    if stem != "stock":
+        resnet.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if stem == "cifar":
+        resnet.maxpool = nn.Identity()
+    return resnet
 
 
 def _use_own_convolutions(module: nn.Module) -> None:

@@ -37,6 +37,11 @@ def _by_onednn(a: Tensor, b: Tensor, out: Tensor) -> None:
             to.copy_(onednn_linear(one, other.mT))
 
 
+def has_onednn_linear() -> bool:
+    """Say whether this build of torch has ``onednn_linear``."""
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
 def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply ``x`` (M, K) by ``weight`` (N, K), transposed, in oneDNN whatever torch's default is: (M, N)."""
     # It takes views with gaps too, a thousand times as slowly.
