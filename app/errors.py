@@ -27,6 +27,10 @@ class InputError(AppError):
     exit_code = 66
 
 
+class Misfit(ValueError):
+    """A state to go on from that the code cannot use: of another version, most likely."""
+
+
 class StorageError(AppError):
     """Storage is unreachable or full; trying again later can help."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from app.config import difference, identity
-from app.errors import InputError, Interrupted, StorageError, UsageError
+from app.errors import InputError, Interrupted, Misfit, StorageError, UsageError
 from app.jobs import keys
 from app.jobs.checkpoint import (
     CheckpointWriter,
@@ -101,10 +101,10 @@ class Job:
         except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
             if isinstance(error, RuntimeError) and not str(error).startswith("Error(s) in loading state_dict"):
                 raise  # a want of memory, a GPU that fails: the checkpoint is not to blame
-            what = " ".join(str(error).split())[:120]
+            what = str(error) if isinstance(error, Misfit) else f"{type(error).__name__}: {error}"
             raise InputError(
                 f"{self.run.store.uri}/{self.folder}: its checkpoint does not fit this version of the program "
-                f"({type(error).__name__}: {what}); --overwrite starts afresh"
+                f"({' '.join(what.split())[:120]}); --overwrite starts afresh"
             ) from error
 
     def after_step(self, step: int, state: Callable[[], dict[str, Any]], where: str) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from app.errors import CollapseError
+from app.errors import CollapseError, Misfit, UsageError
 from app.science import metrics
 from app.science.byol import build_optimizer
 from app.science.draws import epoch_order
@@ -39,10 +39,12 @@ class Labelled:
     Attributes:
         images: uint8, (N, H, W) or (N, H, W, 3).
         labels: int64, (N, L); L is 1 except for multi-label tasks.
+        features: of the images by a frozen encoder, float32 (N, D), once it has seen them.
     """
 
     images: Tensor
     labels: Tensor
+    features: Tensor | None = None
 
     @classmethod
     def of(cls, images: NDArray[np.uint8], labels: NDArray[np.int64], device: str) -> Labelled:
@@ -52,7 +54,11 @@ class Labelled:
     def take(self, indices: NDArray[np.int64]) -> Labelled:
         """Return the images at ``indices``."""
         at = torch.from_numpy(indices).to(self.images.device)
-        return Labelled(self.images[at], self.labels[at])
+        return Labelled(self.images[at], self.labels[at], None if self.features is None else self.features[at])
+
+    def encoded(self, encoder: Encoder) -> Labelled:
+        """Return the same with ``features`` by an encoder that is not trained any more."""
+        return self if self.features is not None else replace(self, features=encode(encoder, self.images))
 
 
 @dataclass
@@ -116,9 +122,10 @@ def encode(encoder: Encoder, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predict(classifier: Classifier, images: Tensor) -> Tensor:
-    """Logits of uint8 images, (N, ``n_outputs``), by the classifier in evaluation mode."""
-    logits: Tensor = classifier.head(encode(classifier.encoder, images))
+def predict(classifier: Classifier, data: Labelled) -> Tensor:
+    """Logits of images (or their features), (N, ``n_outputs``), by the classifier in evaluation mode."""
+    features = encode(classifier.encoder, data.images) if data.features is None else data.features
+    logits: Tensor = classifier.head(features)
     return logits
 
 
@@ -139,8 +146,9 @@ def fit(
 
     Args:
         classifier: encoder and linear layer, on the images' device.
-        train: the training images (the few, for a few-shot protocol).
-        val: the validation images, which choose the epoch.
+        train: the training images (the few, for a few-shot protocol); with their features, if the encoder is frozen
+            and has seen them.
+        val: the validation images, which choose the epoch; likewise.
         protocol: what is trainable.
         recipe: how to train.
         task: MedMNIST's name of the task.
@@ -155,7 +163,11 @@ def fit(
 
     Raises:
         CollapseError: the loss is not finite.
+        Misfit: ``resume`` is no state of this training.
+        UsageError: there is one training image, and BatchNorm is to be trained.
     """
+    if not protocol.frozen and len(train.labels) < 2:
+        raise UsageError(f"{key[0]}: has a single training image, of which BatchNorm learns nothing; use two or more")
     if protocol.frozen:
         return _fit_head(classifier, train, val, recipe, task, key, check, after_step, resume)
 
@@ -163,7 +175,7 @@ def fit(
         return task_loss(classifier(normalise(to_float(train.images[at]))), train.labels[at], task)
 
     def predict_val() -> Tensor:
-        return predict(classifier, val.images)
+        return predict(classifier, val)
 
     return _loop(classifier, train_step, predict_val, train, val, recipe, task, key, check, after_step, resume)
 
@@ -180,7 +192,9 @@ def _fit_head(
     resume: dict[str, Any] | None,
 ) -> Fit:
     """Train the linear layer on cached features: the encoder sees each image once."""
-    x, x_val = encode(classifier.encoder, train.images), encode(classifier.encoder, val.images)
+    x, x_val = (data.encoded(classifier.encoder).features for data in (train, val))
+    assert x is not None, "encoded data have features"
+    assert x_val is not None, "encoded data have features"
     shift, scale = torch.zeros_like(x[0]), torch.ones_like(x[0])
     if recipe.standardise:
         shift, scale = x.mean(0), x.std(0, correction=0)
@@ -253,11 +267,20 @@ def _loop(
         }
 
     if resume is not None:
-        trained.load_state_dict(resume["model"])
-        optimizer.load_state_dict(resume["optimizer"])
-        step, best, best_state = resume["step"], (resume["best"][0], resume["best"][1]), resume["best_state"]
-        losses = [loss.to(labels.device) for loss in resume["losses"]]
-        outcome.best_epoch, outcome.curves = resume["best_epoch"], resume["curves"]
+        with _restoring():
+            if resume["best_state"]:
+                trained.load_state_dict(resume["best_state"])  # only to see that it can be
+            trained.load_state_dict(resume["model"])
+            _load_optimizer(optimizer, resume["optimizer"])
+            step, best_state = int(resume["step"]), dict(resume["best_state"])
+            best = float(resume["best"][0]), float(resume["best"][1])
+            losses = [loss.to(labels.device) for loss in resume["losses"]]
+            outcome.best_epoch, outcome.curves = int(resume["best_epoch"]), [dict(line) for line in resume["curves"]]
+            if not (0 <= step <= total and outcome.best_epoch <= len(outcome.curves) <= recipe.epochs):
+                raise ValueError(f"step {step} of {total}")
+            if len(losses) != step - len(outcome.curves) * per_epoch or any(loss.dim() for loss in losses):
+                raise ValueError("losses are not those of this epoch's steps")
+    begun = step if resume is not None else -1
     # A state is taken between a step and the validation that may follow it.
     for epoch in range(max(0, step - 1) // per_epoch + 1, recipe.epochs + 1):
         trained.train()
@@ -269,7 +292,8 @@ def _loop(
             loss = train_step(at.to(labels.device))
             trained.zero_grad()  # optimizer.zero_grad() takes many times as long, which a linear layer would feel
             loss.backward()
-            optimizer.step()
+            with _restoring() if step == begun else contextlib.nullcontext():  # what was restored is read now
+                optimizer.step()
             losses.append(loss.detach() * len(at))
             step += 1
             after_step(step, state)
@@ -299,6 +323,30 @@ def _loop(
         check()
     trained.load_state_dict(best_state)
     return outcome
+
+
+@contextlib.contextmanager
+def _restoring() -> Iterator[None]:
+    """Say of a state that cannot be loaded that it does not fit.
+
+    Raises:
+        Misfit: something was missing in it, or of another kind.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("Error(s) in loading state_dict"):
+            raise  # a want of memory, a GPU that fails
+        raise Misfit(f"{type(error).__name__}: {error}") from error
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's state, and compare the shapes of its tensors, which torch does not."""
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"{name} of the optimizer is {tuple(value.shape)}, not {tuple(parameter.shape)}")
 
 
 def _batches(count: int, batch_size: int, key: tuple[int | str, ...]) -> Iterator[Tensor]:

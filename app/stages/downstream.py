@@ -16,7 +16,7 @@ from torch import Tensor
 
 from app.config import identity
 from app.data import Dataset, draw_overlap, few_shot_draw
-from app.errors import CollapseError
+from app.errors import CollapseError, Misfit
 from app.jobs import keys
 from app.jobs.checkpoint import dump_weights
 from app.jobs.job import Job, open_job
@@ -111,7 +111,7 @@ class Evaluation:
         self.draws = few.draws if few else 1
         self.train = Labelled.of(data.train.images, data.train.labels, device)
         self.val = Labelled.of(data.val.images, data.val.labels, device)
-        self.test_images = Labelled.of(data.test.images, data.test.labels, device).images
+        self.test = Labelled.of(data.test.images, data.test.labels, device)
         self.chosen = [choose_images(data, few.k, seed, draw, protocol) for draw in range(few.draws)] if few else []
         self.outcomes: list[Outcome] = []
         self.fit_state: dict[str, Any] | None = None
@@ -130,6 +130,8 @@ class Evaluation:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what ``state`` returned."""
         self.outcomes = [Outcome.of_state(outcome) for outcome in state["outcomes"]]
+        if self.outcomes and self.outcomes[best_of(self.outcomes)].model is None:
+            raise ValueError("the best draw has no model")
         self.fit_state, self.seconds_before = state["fit"], float(state["seconds"])
         self.kernels = table_of(state.get("kernels", {}))
 
@@ -151,6 +153,8 @@ class Evaluation:
         if self.kernels is None:
             self.kernels = self.choose_kernels(classifier, len(train.labels))
         use(classifier, self.kernels)
+        if self.kind.frozen:  # it is the same encoder in every draw: it need not see these images again
+            self.val, self.test = self.val.encoded(classifier.encoder), self.test.encoded(classifier.encoder)
         try:
             outcome = fit(
                 classifier,
@@ -164,13 +168,16 @@ class Evaluation:
                 after_step=self._after_step,
                 resume=self.fit_state,
             )
+        except Misfit:
+            with self.job.resuming():
+                raise
         except CollapseError as error:
             self.job.claim.confirm()
             curves = curves_jsonl([*(o.fit.curves for o in self.outcomes), error.curves])
             self.run.store.write(f"{self.job.folder}/{keys.CURVES}", curves)
             raise
         self.fit_state = None
-        self.outcomes.append(Outcome.judge(classifier, outcome, self.data, self.val, self.test_images))
+        self.outcomes.append(Outcome.judge(classifier, outcome, self.data, self.val, self.test))
         keep_best_model(self.outcomes)
 
     def choose_kernels(self, classifier: Classifier, images: int) -> Table:
@@ -267,10 +274,10 @@ class Outcome:
     model: dict[str, Tensor] | None
 
     @classmethod
-    def judge(cls, classifier: Classifier, outcome: Fit, data: Dataset, val: Labelled, test_images: Tensor) -> Outcome:
+    def judge(cls, classifier: Classifier, outcome: Fit, data: Dataset, val: Labelled, test: Labelled) -> Outcome:
         """Judge a classifier on both splits: the one time that it reads the test split."""
-        scores = probabilities(predict(classifier, test_images), data.task)
-        val_scores = probabilities(predict(classifier, val.images), data.task)
+        scores = probabilities(predict(classifier, test), data.task)
+        val_scores = probabilities(predict(classifier, val), data.task)
         return cls(
             fit=outcome,
             scores=scores,
@@ -298,11 +305,14 @@ class Outcome:
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> Outcome:
         """Return the outcome of which this is the ``state``."""
+        fit, scores = Fit(**state["fit"]), state["scores"].numpy()
+        if scores.ndim != 2 or not 0 < fit.best_epoch <= len(fit.curves):
+            raise ValueError("scores or curves of a draw are not of its shape")
         return cls(
-            fit=Fit(**state["fit"]),
-            scores=state["scores"].numpy(),
-            test=state["test"],
-            validation=state["validation"],
+            fit=Fit(fit.best_epoch, [dict(line) for line in fit.curves], int(fit.steps)),
+            scores=scores,
+            test={name: float(value) for name, value in state["test"].items()},
+            validation={name: float(value) for name, value in state["validation"].items()},
             model=state["model"],
         )
 

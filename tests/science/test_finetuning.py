@@ -191,7 +191,7 @@ def test_one_batch_overfits(resnet):
     outcome = run(resnet, train, train, TRAINED, recipe(epochs=7, batch_size=4))
     losses = [epoch["train_loss"] for epoch in outcome.curves]
     assert losses[-1] < 0.1 < 0.3 < losses[0]
-    scores = probabilities(predict(resnet, train.images), BINARY)
+    scores = probabilities(predict(resnet, train), BINARY)
     assert ((scores[:, 1] > 0.5) == train.labels[:, 0].numpy().astype(bool)).all()
     assert outcome.curves[outcome.best_epoch - 1]["val_auroc"] == 1
 
@@ -233,7 +233,7 @@ def test_probe_on_cached_features_equals_one_that_encodes_anew_in_every_epoch(cl
             task_loss(reference.head(features), train.labels[at], BINARY).backward()
             optimizer.step()
         states.append(snapshot(reference.head))
-        losses.append(float(task_loss(predict(reference, val.images), val.labels, BINARY)))
+        losses.append(float(task_loss(predict(reference, val), val.labels, BINARY)))
     outcome = run(
         classifier, train, val, FROZEN, recipe(epochs=epochs, standardise=False, cosine=False, learning_rate=0.01)
     )
@@ -255,7 +255,7 @@ def test_the_folded_standardised_head_gives_the_same_logits_from_the_images(clas
 
     monkeypatch.setattr(finetuning, "task_loss", spy)
     outcome = run(classifier, train, val, FROZEN, recipe(epochs=4, learning_rate=0.05))
-    torch.testing.assert_close(predict(classifier, val.images), seen[outcome.best_epoch - 1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(predict(classifier, val), seen[outcome.best_epoch - 1], rtol=1e-3, atol=1e-3)
 
 
 def test_a_feature_that_is_constant_in_training_stays_harmless(classifier, monkeypatch):
@@ -269,7 +269,7 @@ def test_a_feature_that_is_constant_in_training_stays_harmless(classifier, monke
     outcome = run(classifier, train, val, FROZEN, recipe(epochs=1))
     assert outcome.curves[0]["val_loss"] < 5
     assert classifier.head.weight.abs().max() < 1
-    assert predict(classifier, val.images).abs().max() < 20
+    assert predict(classifier, val).abs().max() < 20
 
 
 # Choosing the epoch

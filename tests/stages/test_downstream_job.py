@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import os
+import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,13 @@ from safetensors.torch import load_file
 
 from app.config import load_config
 from app.data import write_phantoms
-from app.errors import CollapseError, Interrupted
+from app.errors import CollapseError, InputError, Interrupted, UsageError
+from app.jobs.checkpoint import load_checkpoint, save_checkpoint
 from app.jobs.job import Job
-from app.jobs.run import Run
+from app.jobs.run import Run, load_labelled
+from app.science import finetuning
+from app.science.finetuning import Labelled, predict, probabilities
+from app.science.networks import Classifier, Encoder
 from app.stages import downstream
 from app.storage import FolderStore
 from tests import small
@@ -113,3 +121,105 @@ def test_nan_ends_with_76_and_keeps_the_curves(make_run, monkeypatch, protocol):
     assert lines[0]["draw"] == 0
     assert all(line["train_loss"] > 0 for line in lines[:-1])
     assert not run.store.exists(f"{folder}/record.json")
+
+
+@pytest.mark.parametrize("protocol", ["linear_probe", "few_shot_frozen"])
+def test_a_frozen_encoder_sees_every_set_once(make_run, monkeypatch, protocol):
+    """Validation and test images once for all draws, the training images of each draw when it comes."""
+    run, seen = make_run("a"), []
+    original = finetuning.encode
+
+    def encode(encoder: Any, images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        return original(encoder, images)
+
+    monkeypatch.setattr(finetuning, "encode", encode)
+    record = train(run, protocol)
+    draws, few = len(record["draws"]), 2 * run.config.protocols.few_shot_frozen.k
+    assert sorted(seen) == sorted([16, 16, *([few] * draws if draws else [24])])
+    # and these are the scores of the saved model, run anew
+    classifier = Classifier(Encoder("resnet18", "stock"), 1)
+    folder = Path(run.store.uri) / "runs/r/downstream" / record["key"]
+    weights = load_file(folder / "model.safetensors")
+    classifier.head.load_state_dict({"weight": weights.pop("fc.weight"), "bias": weights.pop("fc.bias")})
+    classifier.encoder.load_plain_state(weights, source="")
+    test = load_labelled(run, "breastmnist").test
+    scores = probabilities(predict(classifier, Labelled.of(test.images, test.labels, "cpu")), "binary-class")
+    saved = [[float(cell) for cell in line.split(",")[1:]] for line in (folder / "predictions.csv").open()]
+    assert torch.equal(torch.tensor(saved, dtype=torch.float64), torch.from_numpy(scores))
+
+
+def stopped(make_run: Any, name: str, protocol: str, at: int) -> Run:
+    """A run whose job was stopped after a step, with its checkpoint."""
+    run, original = make_run(name), Job.after_step
+
+    def after_step(self: Job, step: int, state: Any, where: str) -> None:
+        if step == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, step, state, where)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Job, "after_step", after_step)
+        with pytest.raises(Interrupted):
+            train(run, protocol)
+    return run
+
+
+def refusal(run: Run, protocol: str) -> list[str]:
+    """What a job says that refuses its input; nothing of one that is done."""
+    try:
+        train(run, protocol)
+    except InputError as error:
+        return [str(error)]
+    return []
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where a checkpoint's state can be spoilt: the path of every part of it; of a long list or dict of the first."""
+    yield path
+    if isinstance(value, dict):
+        named = list(value.items()) if len(value) < 12 else list(value.items())[:1]
+    else:
+        named = list(enumerate(value))[:1] if isinstance(value, list) else []
+    for name, part in named:
+        yield from places(part, (*path, name))
+
+
+@pytest.mark.parametrize(("protocol", "at"), [("finetune", 4), ("few_shot", 3), ("linear_probe", 5)])
+def test_a_checkpoint_that_does_not_fit_is_a_wrong_input(make_run, protocol, at):
+    """Whatever is missing in it or of another kind: 66 and how to start afresh, or it did not matter."""
+    run = stopped(make_run, "a", protocol, at)
+    folder = f"runs/r/downstream/breastmnist/random/{protocol}/s0"
+    state = load_checkpoint(run.store, folder, warn=print)
+    assert state is not None
+    said, others = [], itertools.cycle([None, "x", -7])
+    for path in list(places({name: state[name] for name in ("fit", "outcomes", "seconds")}))[1:]:
+        for spoilt in ("gone", next(others)):
+            changed = copy.deepcopy(state)
+            part = changed
+            for name in path[:-1]:
+                part = part[name]
+            if isinstance(spoilt, str) and spoilt == "gone":
+                del part[path[-1]]
+            else:
+                other = torch.ones(3, 3, 3) if isinstance(part[path[-1]], torch.Tensor) else spoilt
+                part[path[-1]] = other
+            run.store.delete(f"{folder}/latest.json")
+            run.store.delete(f"{folder}/record.json")
+            save_checkpoint(run.store, folder, 4, changed, keep=1)
+            said += refusal(run, protocol)
+    assert len(said) > 15
+    for message in said:
+        assert re.search(r"does not fit this version of the program \(.+\); --overwrite starts afresh", message)
+
+
+@pytest.mark.parametrize("protocol", ["finetune", "few_shot", "linear_probe", "few_shot_frozen"])
+def test_a_single_training_image_trains_a_head_or_is_refused(make_run, protocol):
+    run = make_run("a")
+    settings = [*SETTINGS, "data.subset=1", "protocols.few_shot.k=1", "protocols.few_shot_frozen.k=1"]
+    run = Run(run.store, "r", load_config("smoke", settings, data_root=run.config.data_root))
+    if protocol == "linear_probe":
+        assert train(run, protocol)["metrics"]["accuracy"] >= 0
+        return
+    with pytest.raises(UsageError, match=r"breastmnist.* (has a single training image|no training images)"):
+        train(run, protocol)
