@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import kornia.augmentation as K
 from torch import nn
 
+from app.errors import UsageError
 from app.settings import Augmentation
 
 
@@ -16,7 +16,14 @@ def kornia_views(augmentation: Augmentation, size: int) -> nn.Sequential:
     Args:
         augmentation: the settings.
         size: height and width, in pixels.
+
+    Raises:
+        UsageError: kornia is not installed.
     """
+    try:
+        import kornia.augmentation as K
+    except ImportError as error:
+        raise UsageError("bench views: kornia is not installed; pip install '.[peers]'") from error
     a = augmentation
     side = 2 * a.blur_radius + 1
     return nn.Sequential(

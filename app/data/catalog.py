@@ -1,13 +1,13 @@
 """What is known about the twelve 2D MedMNIST sets, and the words for tasks."""
 
-import ast
 import difflib
 import functools
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from importlib import resources
 from typing import Any
+
+import yaml
 
 from app.errors import UsageError
 
@@ -15,22 +15,6 @@ TASKS = ("binary-class", "multi-class", "multi-label, binary-class", "ordinal-re
 SIZES = (28, 64, 128, 224)
 
 _SHORT_TASKS = {"binary": TASKS[0], "multi-class": TASKS[1], "multi-label": TASKS[2], "ordinal": TASKS[3]}
-
-# "Data modality" of Table 1 in Yang et al., "MedMNIST v2", Scientific Data 10, 41 (2023).
-_MODALITY = {
-    "pathmnist": "Colon pathology",
-    "chestmnist": "Chest X-ray",
-    "dermamnist": "Dermatoscope",
-    "octmnist": "Retinal OCT",
-    "pneumoniamnist": "Chest X-ray",
-    "retinamnist": "Fundus camera",
-    "breastmnist": "Breast ultrasound",
-    "bloodmnist": "Blood cell microscope",
-    "tissuemnist": "Kidney cortex microscope",
-    "organamnist": "Abdominal CT",
-    "organcmnist": "Abdominal CT",
-    "organsmnist": "Abdominal CT",
-}
 
 
 @dataclass(frozen=True)
@@ -53,18 +37,9 @@ class Known:
 
 
 @functools.cache
-def _info() -> dict[str, dict[str, Any]]:
-    # medmnist's table is read, not imported: importing the package loads torch, pandas and scikit-learn
-    # and creates ~/.medmnist. The table is a plain literal.
-    spec = importlib.util.find_spec("medmnist")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError("the medmnist package is not installed")
-    source = Path(spec.submodule_search_locations[0], "info.py").read_text(encoding="utf-8")
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "INFO":
-            table: dict[str, dict[str, Any]] = ast.literal_eval(node.value)
-            return table
-    raise ImportError("medmnist/info.py holds no INFO table; install the locked medmnist version")
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = yaml.safe_load(resources.files("app.data").joinpath("medmnist.yaml").read_text("utf-8"))
+    return table
 
 
 def file_names(name: str, size: int) -> tuple[str, ...]:
@@ -76,22 +51,7 @@ def file_names(name: str, size: int) -> tuple[str, ...]:
 @functools.cache
 def catalog() -> Mapping[str, Known]:
     """Return the twelve 2D MedMNIST sets by flag (``pathmnist`` … ``organsmnist``)."""
-    known: dict[str, Known] = {}
-    for name, modality in _MODALITY.items():
-        info = _info()[name]
-        suffix = {size: "" if size == 28 else f"_{size}" for size in SIZES}
-        known[name] = Known(
-            name=name,
-            title=info["python_class"],
-            task=info["task"],
-            labels=dict(info["label"]),
-            channels=info["n_channels"],
-            licence=info["license"],
-            modality=modality,
-            urls={size: info[f"url{tail}"] for size, tail in suffix.items()},
-            md5={size: info[f"MD5{tail}"] for size, tail in suffix.items()},
-        )
-    return known
+    return {name: Known(name=name, **fields) for name, fields in _table()["sets"].items()}
 
 
 def known(name: str) -> Known:
@@ -99,7 +59,7 @@ def known(name: str) -> Known:
     sets = catalog()
     if name in sets:
         return sets[name]
-    if name in _info():
+    if name in _table()["three_dimensional"]:
         raise UsageError(f"{name} is a 3D set; choose one of the 2D sets: {', '.join(sets)}")
     near = difflib.get_close_matches(name, sets, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the 2D sets are {', '.join(sets)}"
@@ -112,7 +72,7 @@ def base_of(name: str) -> tuple[Known | None, str]:
     The suffix is "" for a published name; an unknown name gives (None, ""). A 3D set raises UsageError.
     """
     base, _, suffix = name.partition("_")
-    if base in _info() and base not in catalog():
+    if base in _table()["three_dimensional"]:
         known(base)
     return (catalog()[base], suffix) if base in catalog() else (None, "")
 

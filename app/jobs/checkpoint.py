@@ -26,25 +26,6 @@ VERSION = 1
 TORCH_SAVE = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
 
 
-def save_checkpoint(
-    store: Store, folder: str, step: int, state: dict[str, Any], *, keep: int, generation: int = 0
-) -> None:
-    """Publish a checkpoint under a key of its own, then ``latest.json``, then drop all but the last ``keep``.
-
-    Args:
-        store: where to.
-        folder: the job's key prefix.
-        step: optimizer steps done.
-        state: tensors and plain values only, so that it loads with ``weights_only=True``.
-        keep: checkpoints to keep, at least 1.
-        generation: of the claim; the pointer of a later owner is never replaced.
-
-    Raises:
-        LostClaim: a later owner has saved, or taken over, the job's checkpoints.
-    """
-    _publish_packed(store, folder, step, pack(state), keep=keep, generation=generation)
-
-
 def pack(state: dict[str, Any]) -> memoryview:
     """Pack a state as ``torch.save`` does, in memory: as large as its tensors, and apart from them."""
     buffer = io.BytesIO()
@@ -52,7 +33,12 @@ def pack(state: dict[str, Any]) -> memoryview:
     return buffer.getbuffer()  # no copy: a checkpoint can be hundreds of megabytes
 
 
-def _publish_packed(store: Store, folder: str, step: int, data: memoryview, *, keep: int, generation: int) -> None:
+def _publish(store: Store, folder: str, step: int, data: memoryview, *, keep: int, generation: int) -> None:
+    """Publish a checkpoint under a key of its own, then ``latest.json``, then drop all but the last ``keep``.
+
+    Raises:
+        LostClaim: a later owner (of a higher ``generation`` of the claim) has saved, or taken over, the checkpoints.
+    """
     name = keys.checkpoint(step, secrets.token_hex(4))
     store.write(f"{folder}/{name}", data)
     entry = {"step": step} | pointer(name, data)
@@ -132,7 +118,12 @@ class CheckpointWriter:
             raise error
 
     def submit(self, step: int, state: dict[str, Any]) -> None:
-        """Begin to save a checkpoint; waits for the one before, if that is still being written."""
+        """Begin to save a checkpoint; waits for the one before, if that is still being written.
+
+        Args:
+            step: optimizer steps done.
+            state: tensors and plain values only, so that it loads with ``weights_only=True``.
+        """
         self.flush()
         # Packing is the copy that training may go on beside: one made before it would double the memory.
         self._thread = threading.Thread(target=self._write, args=(step, pack(state)), name="checkpoint", daemon=True)
@@ -156,7 +147,7 @@ class CheckpointWriter:
     def _write(self, step: int, data: memoryview) -> None:
         try:
             self._confirm()
-            _publish_packed(self._store, self._folder, step, data, keep=self._keep, generation=self._generation)
+            _publish(self._store, self._folder, step, data, keep=self._keep, generation=self._generation)
             self.saved_step = step
         except Exception as error:  # it is raised where the training looks, by ``check``
             self._error = error

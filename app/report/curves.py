@@ -64,11 +64,9 @@ def roc_curve(positive: NDArray[np.bool_], score: NDArray[np.float64]) -> NDArra
     """True positive rate at 201 equally spaced false positive rates; None where a class is absent or a score is NaN."""
     if positive.all() or not positive.any() or np.isnan(score).any():
         return None
-    order = np.argsort(-score, kind="stable")
-    hits = np.cumsum(positive[order])
-    ends = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))  # one point for each distinct score
-    tpr = np.concatenate([[0.0], hits[ends] / hits[-1]])
-    fpr = np.concatenate([[0.0], (ends + 1 - hits[ends]) / (~positive).sum()])
+    from sklearn import metrics  # takes a second to load
+
+    fpr, tpr, _ = metrics.roc_curve(positive, score, drop_intermediate=False)
     return np.asarray(np.interp(_FPR, fpr, tpr))  # at a vertical step numpy takes its upper end
 
 

@@ -59,15 +59,6 @@ class Interval:
         return self.known and (self.low > 0 or self.high < 0)
 
 
-@dataclass(frozen=True)
-class DeLongTest:
-    """The difference ``a - b`` of two AUROCs on one test set, its interval, z value and two-sided p value."""
-
-    difference: Interval
-    z: float
-    p_value: float
-
-
 class WeightedMetric(Protocol):
     """A metric of one set of predictions under many re-weightings of the test images at once."""
 
@@ -160,35 +151,6 @@ def delong_interval(y: NDArray[Any], score: NDArray[Any], confidence: float = 0.
     half = float(stats.norm.ppf(0.5 + confidence / 2)) * math.sqrt(variance)
     low, high = np.clip([auc - half, auc + half], 0, 1)
     return Interval(auc, float(low), float(high), int(np.shape(y)[0]))
-
-
-def delong_test(y: NDArray[Any], score_a: NDArray[Any], score_b: NDArray[Any], confidence: float = 0.95) -> DeLongTest:
-    """Paired test of two scores of the same test images (DeLong 1988): is ``AUROC(a) - AUROC(b)`` zero?
-
-    The covariance of the two AUROCs counts.  If the difference has no variance (equal rankings) p is 1 for a
-    zero difference and 0 otherwise.  Everything is NaN where a class has fewer than two images.
-    """
-    positive, a = _binary(y, score_a)
-    _, b = _binary(y, score_b)
-    images, m, n = int(positive.size), int(positive.sum()), int((~positive).sum())
-    if min(m, n) < 2:
-        return DeLongTest(Interval(math.nan, math.nan, math.nan, images), math.nan, math.nan)
-    a10, a01 = _placements(positive, a)
-    b10, b01 = _placements(positive, b)
-    difference = float(a10.mean() - b10.mean())
-    # Var(a) + Var(b) - 2 Cov(a, b) is the variance of the differences of the placements.
-    sd = math.sqrt(float((a10 - b10).var(ddof=1) / m + (a01 - b01).var(ddof=1) / n))
-    z = difference / sd if sd > 0 else math.copysign(math.inf, difference) if difference else 0.0
-    half = float(stats.norm.ppf(0.5 + confidence / 2)) * sd
-    interval = Interval(difference, difference - half, difference + half, images)
-    return DeLongTest(interval, z, float(2 * stats.norm.sf(abs(z))))
-
-
-def hanley_mcneil_half_width(auc: float, positives: int, negatives: int, confidence: float = 0.95) -> float:
-    """Half-width of the interval of an AUROC known only as a published number (Hanley & McNeil 1982)."""
-    q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
-    spread = auc * (1 - auc) + (positives - 1) * (q1 - auc**2) + (negatives - 1) * (q2 - auc**2)
-    return float(stats.norm.ppf(0.5 + confidence / 2)) * math.sqrt(spread / (positives * negatives))
 
 
 # --- over test images: the bootstrap ---------------------------------------------------------------
@@ -296,24 +258,3 @@ def percentile_interval(estimate: float, samples: Floats, images: int, confidenc
     tail = (1 - confidence) / 2
     low, high = np.quantile(samples, [tail, 1 - tail])
     return Interval(float(estimate), float(low), float(high), images)
-
-
-def paired_bootstrap(
-    metric: WeightedMetric,
-    y: NDArray[Any],
-    scores_a: Sequence[NDArray[Any]],
-    scores_b: Sequence[NDArray[Any]],
-    n: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> Interval:
-    """Difference of two methods' mean metric (over their runs) with a percentile interval over test images.
-
-    The images are resampled ``n`` times within each class, both methods on the same images (Efron &
-    Tibshirani 1993).  The trained models are held fixed: this says how far the difference depends on which
-    images were tested.
-    """
-    whole = np.ones((np.shape(y)[0], 1), dtype=np.int32)
-    a, b = (float(np.mean([metric(y, s, whole)[0] for s in scores])) for scores in (scores_a, scores_b))
-    means = bootstrap_means(metric, y, [scores_a, scores_b], n, seed)
-    return percentile_interval(a - b, means[0] - means[1], int(np.shape(y)[0]), confidence)

@@ -77,6 +77,9 @@ class TestCatalog:
             for size, tail in ((28, ""), (64, "_64"), (128, "_128"), (224, "_224")):
                 assert (one.urls[size], one.md5[size]) == (info[f"url{tail}"], info[f"MD5{tail}"])
             assert one.task in TASKS
+        for name in INFO.keys() - catalog().keys():
+            with pytest.raises(UsageError, match=f"{name} is a 3D set"):
+                known(name)
 
     def test_importing_data_loads_no_heavy_package(self):
         code = (

@@ -8,9 +8,10 @@ import safetensors.torch
 import torch
 
 from app.errors import InputError
-from app.jobs.checkpoint import drop_checkpoints, dump_weights, load_checkpoint, parse_weights, save_checkpoint
+from app.jobs.checkpoint import drop_checkpoints, dump_weights, load_checkpoint, parse_weights
 from app.jobs.records import pointer, read_json, write_json
 from app.storage import FolderStore
+from tests.checkpoints import save_checkpoint
 
 FOLDER = "runs/r/pretrain/byol-s0"
 
@@ -240,7 +241,7 @@ def test_damaged_weights_are_an_input_error_of_one_line(data):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [[1, 2], {"model": WEIGHTS}, {"epoch": 3}, torch.zeros(2)])
+@pytest.mark.parametrize("value", [[1, 2], {"model": [1, 2]}, {"epoch": 3}, torch.zeros(2)])
 def test_other_things_than_a_state_dict_are_refused(value):
     with pytest.raises(InputError, match=r"^w\.pt: holds no plain state dict"):
         parse_weights(saved(value), source="w.pt")

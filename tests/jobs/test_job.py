@@ -16,13 +16,14 @@ import torch
 
 from app.config import load_config
 from app.errors import Interrupted, StorageError, UsageError
-from app.jobs.checkpoint import CheckpointWriter, load_checkpoint, pack, save_checkpoint
+from app.jobs.checkpoint import CheckpointWriter, load_checkpoint, pack
 from app.jobs.claims import LostClaim
 from app.jobs.job import Job, open_job
 from app.jobs.records import PretrainRecord, publish, read_json
 from app.jobs.run import Run
 from app.runtime import Progress, StopRequest
 from app.storage import FolderStore
+from tests.checkpoints import save_checkpoint
 
 FOLDER = "runs/r/pretrain/byol-s0"
 SCIENCE = {"seed": 0, "rate": 0.5}

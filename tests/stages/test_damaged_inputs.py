@@ -22,7 +22,7 @@ import torch
 from app import cli
 from app.config import identity, load_config
 from app.data import write_phantoms
-from app.jobs.checkpoint import dump_weights, save_checkpoint
+from app.jobs.checkpoint import dump_weights
 from app.jobs.records import publish
 from app.jobs.run import load_pretraining, open_run, planned_settings
 from app.science.networks import Encoder
@@ -30,6 +30,7 @@ from app.stages.pretrain import science_of
 from app.stages.weights import initial_weights
 from app.storage import FolderStore, S3Store, open_store, sha256
 from tests import small
+from tests.checkpoints import save_checkpoint
 from tests.servers import Weed
 
 TINY = [

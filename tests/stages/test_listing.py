@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from app.errors import InputError
-from app.jobs.checkpoint import save_checkpoint
 from app.jobs.claims import claimed
+from app.jobs.records import Plan, PlannedDownstream, PlannedPretraining
 from app.stages.listing import list_store
 from app.storage import FolderStore
+from tests.checkpoints import save_checkpoint
 
 
 @pytest.fixture
@@ -21,8 +22,12 @@ def store(tmp_path: Path) -> FolderStore:
 
 
 def plan(store: FolderStore, run_id: str) -> None:
-    jobs = {"pretrain": [{"key": "byol-s0"}, {"key": "byol-s1"}], "downstream": [{"key": "d/random/finetune/s0"}]}
-    store.write(f"runs/{run_id}/experiment.json", json.dumps({"plan": jobs}).encode())
+    jobs = Plan(
+        run_id=run_id,
+        pretrain=tuple(PlannedPretraining(key=key, args=()) for key in ("byol-s0", "byol-s1")),
+        downstream=(PlannedDownstream(key="d/random/finetune/s0", needs=None, args=()),),
+    )
+    store.write(f"runs/{run_id}/experiment.json", json.dumps({"plan": jobs.model_dump(mode="json")}).encode())
 
 
 def lines(store: FolderStore, run_id: str | None = None) -> list[str]:

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from app import cli
-from app.jobs.checkpoint import save_checkpoint
 from app.jobs.claims import claimed
 from app.stages.status import announce
 from app.storage import FolderStore
+from tests.checkpoints import save_checkpoint
 from tests.report.test_report import RUN, FakeRun
 
 
