@@ -136,7 +136,7 @@ def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
-        raise UsageError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise UsageError(f"{where}: not valid YAML ({' '.join(str(error).split())}); mend it there") from error
 
 
 def _is_file(preset: str) -> bool:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import secrets
 import shutil
 import sys
@@ -488,6 +489,7 @@ def test_damage_is_one_line_with_its_exit_code(place: Place, call, name: str) ->
     assert len(errors) == 1, err
     assert message in errors[0]
     assert errors[0].startswith("error: ")
+    assert re.search(r"; |did you mean|should|must|give", errors[0]), "what to do about it, or what is wanted instead"
     assert "Traceback" not in err
     assert not Path("/tmp/must-never-exist").exists()
 
