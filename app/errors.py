@@ -1,6 +1,7 @@
 """Errors that end a job: one line for the user, one documented exit code for the scheduler."""
 
 import errno
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,14 @@ from typing import Any
 class AppError(Exception):
     """An error whose message is a single line: what is wrong, where, and what to do.
 
-    ``exit_code`` is the process exit status (see README, "Exit codes").
+    What a name or a setting brings along of line breaks becomes blanks. ``exit_code`` is the process exit status (see
+    README, "Exit codes").
     """
 
     exit_code = 70
+
+    def __init__(self, message: str) -> None:
+        super().__init__(re.sub(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", message))
 
 
 class UsageError(AppError):

@@ -144,13 +144,7 @@ class NpzReader:
             have = ", ".join(self.keys) or "nothing"
             raise InputError(f"{self.path}: has no array '{key}' (it has {have}); save it under this name")
         with _reading(self.path), self._archive.open(f"{key}.npy") as member:
-            version = np.lib.format.read_magic(member)
-            if version == (1, 0):
-                shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
-            elif version == (2, 0):
-                shape, fortran, dtype = np.lib.format.read_array_header_2_0(member)
-            else:
-                raise ValueError(f"array '{key}' is in .npy format version {version}")
+            shape, fortran, dtype = _npy_header(member, key)
             if dtype.hasobject:
                 raise InputError(
                     f"{self.path}: array '{key}' holds pickled Python objects, which are never loaded; "
@@ -160,6 +154,17 @@ class NpzReader:
             if member.tell() + size != self._archive.getinfo(f"{key}.npy").file_size:
                 raise ValueError(f"array '{key}' does not have the length that its header says")
             yield member, Header(tuple(shape), dtype, fortran)
+
+
+def _npy_header(member: IO[bytes], key: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(member)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"array '{key}' is in .npy format version {version}")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    try:
+        return read(member)
+    except Exception as error:  # numpy parses it as Python, which fails in more ways than it says
+        raise ValueError(f"the header of array '{key}' cannot be read: {one_line(error)[:80]}") from error
 
 
 @contextlib.contextmanager

@@ -235,14 +235,15 @@ def _raster(image: Image.Image, data: bytes) -> Raster:
                 data[end - 4 : end], "big"
             ):
                 raise Unreadable(f"damaged (the checksum of {name.decode()} is wrong)")
-    if header is not None and header[0] == 16 and header[1] in (2, 4, 6):
-        return _deep_png(image, data)  # of which Pillow gives the upper 8 bits alone
     if image.mode.startswith(("I", "F")):
         levels = np.asarray(image).astype(np.float32 if image.mode != "I" else np.float64)
         raster = _levels(levels, whole=image.mode != "F", significant=_significant_bits(data))
         white_is_zero = getattr(image, "tag_v2", {}).get(262) == 0
         return _inverted(raster) if white_is_zero else raster
     image.load()
+    deep = header is not None and header[0] == 16 and header[1] in (2, 4, 6)
+    if deep and np.asarray(image.convert("RGB")).max(initial=0) < 128:
+        raise Unreadable("colours that do not fill their 16 bits, of which the upper 8 alone can be read: save 8 bits")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         return _laid_on_black(image)
     pixels = _plain(image)
@@ -301,27 +302,6 @@ def _inverted(raster: Raster) -> Raster:
     """White is 0, as in some TIFF files: turned into black is 0."""
     top = 255 if raster.bits is None else 2**raster.bits - 1
     return Raster(top - raster.pixels, raster.bits, True, (*raster.notes, "with white as 0, inverted"))
-
-
-def _deep_png(image: Image.Image, data: bytes) -> Raster:
-    """Read a PNG of 16 bits a colour, or with transparency, by torchvision."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_png
-
-    try:
-        levels = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
-    except RuntimeError:
-        return _laid_on_black(image) if image.mode in ("LA", "RGBA") else Raster(_plain(image))
-    values = levels.to(torch.int32).permute(1, 2, 0).numpy().astype(np.float32)
-    notes: tuple[str, ...] = ()
-    if values.shape[2] in (2, 4):
-        alpha = values[:, :, -1:] / 65535
-        values = values[:, :, :-1] * alpha
-        notes = ("with transparency, laid on black",) if (alpha < 1).any() else ()
-    raster = _levels(
-        values[:, :, 0] if values.shape[2] == 1 else values, whole=True, significant=_significant_bits(data)
-    )
-    return Raster(raster.pixels, raster.bits, raster.sure, notes)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -75,6 +75,8 @@ class DatasetInfo(_Model):
     title: str
     modality: str
     role: str  # downstream, pretrain, or both
+    notes: tuple[str, ...] = ()  # what was made of labels that leave a doubt
+    reading: Mapping[str, Any] = {}  # of a folder: what was read, how, and what was left out
     unlabelled: Mapping[str, int] = {}  # with both roles: which of its splits are pretrained on, and how many images
 
 

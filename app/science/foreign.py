@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import torch
@@ -149,6 +150,7 @@ def _size(value: Tensor) -> str:
     return "x".join(str(side) for side in value.shape) or "a number"
 
 
+@functools.cache
 def _shapes(architecture: str, stem: Stem) -> State:
     with torch.device("meta"):  # no memory, and no draws
         return Encoder(architecture, stem).plain_state()

@@ -84,7 +84,7 @@ class Refusal(UsageError):
         code: the server's word for the reason; the status where it gave none.
     """
 
-    def __init__(self, message: str, status: int, code: str) -> None:
+    def __init__(self, message: str, status: int = 0, code: str = "") -> None:  # defaults are for pickle
         super().__init__(message)
         self.status, self.code = status, code
 

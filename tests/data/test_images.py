@@ -165,16 +165,18 @@ class TestHowItIsRead:
         (tmp_path / "a.png").write_bytes(insert(png(deep), chunk(b"sBIT", b"\x0c")))
         assert np.array_equal(load(tmp_path).images[0], picture())
 
-    def test_deep_colours(self, tmp_path) -> None:
-        from torchvision.io import decode_png  # noqa: F401 - the reader of these
-
-        colours = np.stack([picture(i).astype(np.uint16) * 16 for i in range(3)], -1)
+    @pytest.mark.parametrize(("factor", "read"), [(257, True), (130, True), (16, False)])
+    def test_deep_colours_are_read_if_they_fill_their_bits(self, tmp_path, factor, read) -> None:
+        colours = np.stack([picture(i).astype(np.uint16) * factor for i in range(3)], -1)
         raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
         header = struct.pack(">IIBBBBB", 28, 28, 16, 2, 0, 0, 0)
         data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
         (tmp_path / "a.png").write_bytes(data)
-        expected = np.stack([picture(i) for i in range(3)], -1)
-        assert np.abs(load(tmp_path).images[0].astype(int) - expected).max() <= 2
+        if read:
+            assert np.array_equal(load(tmp_path).images[0], (colours >> 8).astype(np.uint8))
+        else:
+            with pytest.raises(InputError, match=r"upper 8 alone can be read: save 8 bits"):
+                load(tmp_path)
 
     @pytest.mark.parametrize(
         ("values", "note"),

@@ -471,7 +471,7 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], int, str]] = {
     ),
     "name: empty": (
         lambda p: ["pretrain", "--store", str(p.store), "--run-id", "", "--method", "byol"], 2,
-        "not a plain relative path",
+        "cannot be a run's name",
     ),
     "name: a line break": (
         lambda p: ["report", "--store", str(p.store), "--run-id", "a\nb"], 2, "not a plain relative path",
