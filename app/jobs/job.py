@@ -17,7 +17,7 @@ from app.jobs.checkpoint import (
     load_checkpoint,
 )
 from app.jobs.claims import Claim, LostClaim, claimed
-from app.jobs.records import Record, last_generation, publish
+from app.jobs.records import Record, last_generation, publish, read_record
 from app.jobs.run import Run, finished
 from app.machine import enough_memory
 from app.runtime import Progress, StopRequest
@@ -169,6 +169,30 @@ class Job:
         return max(0.1, self.stop.left - 1.0)  # a second for the claim and the exit
 
 
+def done_as_planned(run: Run, folder: str, science: dict[str, Any], *, progress: Progress) -> dict[str, Any] | None:
+    """Return a job's record if it is of this very science; None if the job is to be opened.
+
+    Args:
+        run: the run.
+        folder: the job's key prefix.
+        science: what decides the result if the data are as the plan says, which saves loading and hashing them.
+        progress: told if the job is done.
+    """
+    if not run.store.exists(keys.record(folder)):
+        return None
+    record = read_record(run.store, folder)
+    if record["identity"] != identity(science):
+        return None  # perhaps the data have changed since: whoever loads them can tell
+    _say_done(run, folder, progress)
+    return record
+
+
+def _say_done(run: Run, folder: str, progress: Progress) -> None:
+    progress.say("already done")
+    if next(iter(run.store.list(keys.checkpoints(folder))), None) is not None:
+        drop_checkpoints(run.store, folder)  # the owner died between its record and this
+
+
 @contextlib.contextmanager
 def open_job(run: Run, folder: str, science: dict[str, Any], *, progress: Progress, overwrite: bool) -> Iterator[Job]:
     """Start a job as every job starts: a record there is the result; else the job is claimed.
@@ -202,9 +226,7 @@ def open_job(run: Run, folder: str, science: dict[str, Any], *, progress: Progre
             return job.record is not None
 
         if done():  # the common case, without a look at the claim
-            progress.say("already done")
-            if next(iter(store.list(keys.checkpoints(folder))), None) is not None:
-                drop_checkpoints(store, folder)  # the owner died between its record and this
+            _say_done(run, folder, progress)
             yield job
             return
         with claimed(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from app.config import default_runtime, difference, parse_config
 from app.data import (
     Dataset,
@@ -22,7 +24,7 @@ from app.data import (
 )
 from app.errors import InputError, UsageError
 from app.jobs import keys
-from app.jobs.records import read_json, read_record
+from app.jobs.records import DatasetInfo, read_json, read_record
 from app.machine import cache_folder, path_of
 from app.runtime import Progress
 from app.settings import Config
@@ -142,6 +144,19 @@ def finished(store: Store, folder: str, science: dict[str, Any], *, overwrite: b
             "choose another --run-id, or --overwrite"
         )
     return record
+
+
+def planned_data(run: Run, name: str) -> DatasetInfo | None:
+    """Return what the run's plan says of a data set; None if there is no plan, or it does not name the set."""
+    key = keys.experiment(run.run_id)
+    if not run.store.exists(key):
+        return None
+    described = read_json(run.store, key).get("data")
+    entry = described.get(name) if isinstance(described, dict) else None
+    try:
+        return None if entry is None else DatasetInfo.model_validate(entry)
+    except ValidationError as error:
+        raise InputError(f"{run.store.uri}/{key}: damaged, data.{name}; delete it and run `plan` again") from error
 
 
 def now() -> str:

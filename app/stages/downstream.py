@@ -19,9 +19,9 @@ from app.data import Dataset, draw_overlap, few_shot_draw
 from app.errors import CollapseError, Misfit
 from app.jobs import keys
 from app.jobs.checkpoint import dump_weights
-from app.jobs.job import Job, open_job
-from app.jobs.records import DownstreamRecord, FewShotDraw
-from app.jobs.run import Run, load_labelled, now
+from app.jobs.job import Job, done_as_planned, open_job
+from app.jobs.records import DatasetInfo, DownstreamRecord, FewShotDraw
+from app.jobs.run import Run, load_labelled, now, planned_data
 from app.runtime import Progress, choose_device, environment, prepare
 from app.science import metrics
 from app.science.convolutions import Table, names_of, table_of, use
@@ -29,7 +29,7 @@ from app.science.draws import generator
 from app.science.finetuning import Fit, Labelled, fit, n_outputs, predict, probabilities
 from app.science.networks import Classifier, Encoder, to_float
 from app.science.protocols import PROTOCOLS
-from app.settings import FewShotRecipe, ProtocolName, Recipe
+from app.settings import Config, FewShotRecipe, ProtocolName, Recipe
 from app.stages.kernels import choose_kernels
 from app.stages.weights import Weights, describe, initial_weights
 
@@ -60,25 +60,16 @@ def run(
         CollapseError: the loss is not finite; ``curves.jsonl`` shows the way there.
     """
     config = run.config
-    data = load_labelled(run, dataset)
     weights = initial_weights(run, init)
     name = str(keys.Downstream(dataset, weights.name, protocol, seed))
     folder = keys.downstream(run.run_id, name)
     progress = Progress("downstream", run_id=run.run_id, job=name)
-    settings = getattr(config.protocols, protocol).model_dump()
-    science = {
-        "dataset": {
-            "name": data.name,
-            "sha256": data.sha256,
-            "size": data.size,
-            "subset": config.data.subset,
-        },
-        "task": data.task,
-        "init": weights.identity,
-        "network": {"architecture": config.network.architecture, "stem": config.network.stem},
-        "protocol": {"name": protocol} | settings,
-        "seed": seed,
-    }
+    if not overwrite and (planned := planned_data(run, dataset)) is not None:
+        science = science_of(config, dataset, planned, weights, protocol, seed)
+        if (record := done_as_planned(run, folder, science, progress=progress)) is not None:
+            return record
+    data = load_labelled(run, dataset)
+    science = science_of(config, dataset, data, weights, protocol, seed)
     with open_job(run, folder, science, progress=progress, overwrite=overwrite) as job:
         if job.record is not None:
             return job.record
@@ -94,6 +85,25 @@ def run(
             while len(work.outcomes) < work.draws:
                 work.run_draw(bar.advance)
         return job.publish(work.files(), work.record())
+
+
+def science_of(
+    config: Config, dataset: str, data: Dataset | DatasetInfo, weights: Weights, protocol: ProtocolName, seed: int
+) -> dict[str, Any]:
+    """Return what decides the result: settings that are read, the seed, and data and weights by checksum."""
+    return {
+        "dataset": {
+            "name": dataset,
+            "sha256": data.sha256,
+            "size": data.size,
+            "subset": config.data.subset,
+        },
+        "task": data.task,
+        "init": weights.identity,
+        "network": {"architecture": config.network.architecture, "stem": config.network.stem},
+        "protocol": {"name": protocol} | getattr(config.protocols, protocol).model_dump(),
+        "seed": seed,
+    }
 
 
 class Evaluation:

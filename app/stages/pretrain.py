@@ -11,9 +11,9 @@ from app.data import Dataset, Unlabelled
 from app.errors import CollapseError
 from app.jobs import keys
 from app.jobs.checkpoint import dump_weights
-from app.jobs.job import open_job
-from app.jobs.records import PretrainRecord
-from app.jobs.run import Run, load_labelled, load_pretraining, monitor_name, now
+from app.jobs.job import done_as_planned, open_job
+from app.jobs.records import DatasetInfo, PretrainRecord
+from app.jobs.run import Run, load_labelled, load_pretraining, monitor_name, now, planned_data
 from app.runtime import Progress, choose_device, cpu_model, environment, prepare
 from app.science import pretraining
 from app.science.convolutions import Table, names_of
@@ -59,9 +59,13 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
     folder = keys.pretraining(run.run_id, name)
     progress = Progress("pretrain", run_id=run.run_id, job=name)
     with leading(world, device, follow, store.address, run.run_id, config, method, seed) as ranks:
+        weights = initial_weights(run, config.network.init)
+        if not overwrite and (planned := planned_data(run, config.data.pretrain)) is not None:
+            science = science_of(config, method, seed, planned, weights)
+            if (record := done_as_planned(run, folder, science, progress=progress)) is not None:
+                return record
         data = load_pretraining(run)
         monitor = load_labelled(run, watched) if (watched := monitor_name(run)) else None
-        weights = initial_weights(run, config.network.init)
         science = science_of(config, method, seed, data, weights)
         with open_job(run, folder, science, progress=progress, overwrite=overwrite) as job:
             if job.record is not None:
@@ -188,7 +192,9 @@ def result(
     )
 
 
-def science_of(config: Config, method: str, seed: int, data: Unlabelled, weights: Weights) -> dict[str, Any]:
+def science_of(
+    config: Config, method: str, seed: int, data: Unlabelled | DatasetInfo, weights: Weights
+) -> dict[str, Any]:
     """Return what decides the encoder: the settings this method reads, the seed, and the data by checksum."""
     tree = config.science()
     views = tree["views"] | (tree["views_plus"] if method == "byol_plus" else {})
@@ -196,7 +202,7 @@ def science_of(config: Config, method: str, seed: int, data: Unlabelled, weights
         "method": method,
         "seed": seed,
         "data": {
-            "name": data.name,
+            "name": config.data.pretrain,
             "sha256": data.sha256,
             "split": config.data.pretrain_split,
             "size": data.size,

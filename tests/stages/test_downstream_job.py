@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from app.config import load_config
 from app.data import write_phantoms
 from app.errors import CollapseError, InputError, Interrupted, UsageError
-from app.jobs.checkpoint import load_checkpoint, save_checkpoint
+from app.jobs.checkpoint import load_checkpoint
 from app.jobs.job import Job
 from app.jobs.run import Run, load_labelled
 from app.science import finetuning
@@ -28,6 +28,7 @@ from app.science.networks import Classifier, Encoder
 from app.stages import downstream
 from app.storage import FolderStore
 from tests import small
+from tests.checkpoints import save_checkpoint
 
 SETTINGS = [
     "data.subset=24", "data.phantoms=never", "runtime.threads=1", "runtime.device=cpu", "runtime.grace_seconds=300",
