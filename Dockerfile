@@ -40,6 +40,7 @@ LABEL org.opencontainers.image.title="byol-med" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 # The root file system may be read-only: everything that is written lies below /scratch, which is to be a mount.
+# GPUs are shown by whoever gives them, Kubernetes' device plugin or `docker run --gpus`; without them a pod sees none.
 ENV PATH=/opt/venv/bin:${PATH} \
     PYTHONPATH=/opt/byol-med \
     PYTHONUNBUFFERED=1 \
@@ -51,7 +52,7 @@ ENV PATH=/opt/venv/bin:${PATH} \
     XDG_CONFIG_HOME=/scratch/.config \
     TORCH_HOME=/scratch/.cache/torch \
     MPLCONFIGDIR=/scratch/.config/matplotlib \
-    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_VISIBLE_DEVICES=void \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 RUN mkdir -m 1777 /scratch
 USER 10001:10001

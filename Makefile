@@ -12,11 +12,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK_VENV := .venv-lock
-AUDIT_VENV := .venv-audit
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test chaos gpu-check smoke lint types check format lock secrets audit clean workflows image image-test local-run submit
+.PHONY: help demo test chaos gpu-check smoke lint types check format lock clean workflows image image-test local-run submit \
+        cluster cluster-test
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,18 @@ image: ## build the CUDA image IMAGE on BASE_IMAGE; IMAGENET_WEIGHTS=1 bakes tor
 	  --build-arg VERSION=$(VERSION) --build-arg REVISION="$$(git describe --always --dirty --abbrev=12 --exclude='*')" \
 	  --tag $(IMAGE) .
 
+cluster: ## bring up a one-node cluster on this Debian machine (root), with the image and Argo in it: 20 minutes at first
+	tests/cluster/node/cluster.sh up
+	eval "$$(tests/cluster/node/cluster.sh env)" && $(MAKE) image BASE_IMAGE=$(BASE_IMAGE) IMAGE=$(IMAGE)
+	tests/cluster/node/cluster.sh load $(IMAGE)
+	tests/cluster/node/cluster.sh weed
+	@echo 'Now: eval "$$(tests/cluster/node/cluster.sh env)"; make cluster-test'
+
+cluster-test: $(STAMP) ## run studies on the cluster that KUBECONFIG names, in its namespace byol, and break what can break
+	@if [ -z "$$KUBECONFIG" ]; then \
+	  echo 'KUBECONFIG names no cluster: this is left out. `make cluster` brings one up; or set it to one of your own.'; \
+	else CLUSTER_TEST=1 $(BIN)/python -m pytest tests/cluster/live -v $(ARGS); fi
+
 image-test: $(STAMP) image ## build the image and run a study in it, locked up as in a cluster
 	BYOL_IMAGE=$(IMAGE) $(BIN)/python -m pytest tests/cluster/test_image.py $(ARGS)
 
@@ -74,7 +86,7 @@ local-run: ## run the study in the image, on all GPUs if there are any: results 
 	@echo 'The store is $(STORE).'
 
 submit: $(STAMP) ## submit workflows/full.yaml and follow it: by argo, else by the Argo server; ARGS="-p preset=demo"
-	@if command -v argo >/dev/null; then argo submit --watch workflows/full.yaml $(ARGS); \
+	@if command -v argo >/dev/null; then argo submit -n byol --watch workflows/full.yaml $(ARGS); \
 	else $(BIN)/python -m app submit workflows/full.yaml $(ARGS); fi
 
 $(VENV): $(STAMP) ## set up .venv from requirements-dev.txt
@@ -100,19 +112,6 @@ lock: ## rewrite requirements*.txt from requirements*.in (ARGS=--upgrade takes n
 	done
 	rm -rf $(LOCK_VENV)
 
-# What scans lives apart from what is scanned. The baseline names what looks like a secret and is none, after somebody's look.
-secrets: ## look for secrets in the repository; ARGS=--update takes a new baseline, which is to be read by eye
-	@test -x $(AUDIT_VENV)/bin/detect-secrets || { $(PYTHON) -m venv --clear $(AUDIT_VENV) && \
-	  $(AUDIT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check detect-secrets==1.5.0 pip-audit==2.10.1; }
-ifeq ($(ARGS),--update)
-	git ls-files -z | xargs -0 $(AUDIT_VENV)/bin/detect-secrets scan > .secrets.baseline
-else
-	git ls-files -z | xargs -0 $(AUDIT_VENV)/bin/detect-secrets-hook --baseline .secrets.baseline
-endif
-
-audit: secrets ## known vulnerabilities of the locked requirements, by PyPI's advisories: needs the network
-	$(AUDIT_VENV)/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.txt
-
 clean: ## remove .venv and caches; results (runs/) stay
-	rm -rf $(VENV) $(LOCK_VENV) $(AUDIT_VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(LOCK_VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
 	find app tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from app.bench.cli import bench_app
+from app.cluster.parameters import check_parameters
 from app.errors import InputError, UsageError
 from app.exits import exit_code
 from app.options import Asked, Seed, StoreUri, example, one_of, takes_settings, with_home
@@ -37,6 +39,8 @@ OptionalRunId = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start afresh and replace what is there.")]
 StrictOverlap = Annotated[bool, typer.Option("--strict-overlap", help="Refuse to pretrain on images of a test split.")]
+Parameters = Annotated[str | None, typer.Option("--parameters", help="Parameters of the workflow to check, as JSON.")]
+Limits = Annotated[Path | None, typer.Option("--limits", help="Folder with the cluster's locks, to check them by.")]
 MethodName = Annotated[str, typer.Option("--method", help="byol or byol_plus.")]
 Size = Annotated[int, typer.Option("--size", help="28, 64, 128 or 224 pixels.")]
 
@@ -52,6 +56,8 @@ def plan(
     out: Annotated[Path | None, typer.Option("--out", help="Folder for what a scheduler's fan-out needs.")] = None,
     seeds_per_pod: Annotated[int, typer.Option("--seeds-per-pod", min=1, help="Downstream jobs of a pod.")] = 1,
     workflow: Annotated[str | None, typer.Option("--workflow", help="Its name, for `status`.")] = None,
+    parameters: Parameters = None,
+    limits: Limits = None,
     overwrite: Overwrite = False,
     strict_overlap: StrictOverlap = False,
     *,
@@ -63,6 +69,7 @@ def plan(
     from app.stages.plan import plan as make_plan
     from app.stages.status import announce
 
+    _check_parameters(parameters, limits)
     chosen = [
         f"study.{name}=[{names}]"
         for name, names in (("datasets", datasets), ("methods", methods), ("seeds", seeds))
@@ -75,7 +82,7 @@ def plan(
     if workflow:
         announce(run.store, workflow, run.run_id)
     if out is not None:
-        write_fan_out(run, out, seeds_per_pod)
+        write_fan_out(run, out, seeds_per_pod, workflow or None)
     print(run.run_id)
 
 
@@ -139,15 +146,21 @@ def shard(
     part: Annotated[str, typer.Option("--part", help="trained: the encoder is trained; frozen: it is not.")],
     index: Annotated[int, typer.Option("--index", min=0, help="Which shard of the group's part.")],
     jobs_per_pod: Annotated[int, typer.Option("--jobs-per-pod", min=1, help="As `plan --out` wrote it.")] = 1,
+    workflow: Annotated[
+        str | None, typer.Option("--workflow", help="Count the shards that were missing when `plan` was told this.")
+    ] = None,
     store: StoreUri = "runs",
     *,
     asked: Asked,
 ) -> None:
     """Work off one shard of a planned run's downstream jobs, as a pod does."""
-    from app.stages.fan_out import Part, read_fan_out
+    from app.stages.fan_out import Part, missing_shard, read_fan_out
     from app.stages.shard import run_shard
 
-    jobs = read_fan_out(_store(store), run_id, jobs_per_pod).shard(group, one_of("--part", part, Part), index)
+    opened, half = _store(store), one_of("--part", part, Part)
+    if workflow:
+        index = missing_shard(opened, workflow, group, half, index)
+    jobs = read_fan_out(opened, run_id, jobs_per_pod).shard(group, half, index)
     run = _open(store, run_id, asked)
     run_shard(run, jobs, name=f"{group}/{part}/{index}")
 
@@ -174,16 +187,31 @@ def report(
 def status(
     workflow: Annotated[str, typer.Option("--workflow", help="Its name, as `plan --workflow` was told.")],
     phase: Annotated[str, typer.Option("--phase", help="How the scheduler says it ended.")],
+    failed: Annotated[str, typer.Option("--failures", help="What Argo says of its failed nodes, as JSON.")] = "",
     store: StoreUri = "runs",
 ) -> None:
     """Publish how a workflow ended, and what is done and missing; an exit handler calls it."""
-    from app.stages.status import publish_status, workflow_status
+    from app.stages.status import failures, publish_status, workflow_status
 
     opened = _store(store)
-    ended = workflow_status(opened, workflow, phase)
+    ended = workflow_status(opened, workflow, phase, why=failures(failed))
     print(f"{workflow}: {phase}, {ended['done'] or 0} of {ended['planned'] or 0} jobs done")
+    for line in ended["why"]:
+        print(f"why: {line}")
     print(f"report: {ended['report'] or 'none'}")
     publish_status(opened, ended)  # last: who may only read has seen it all
+
+
+@app.command(epilog=example("watch --store s3://bucket/nih"))
+def watch(
+    store: StoreUri = "runs",
+    alive: Annotated[Path | None, typer.Option("--alive", help="File to touch at every look.")] = None,
+) -> None:
+    """Stop studies whose pods wait in vain; runs in a pod beside them (k8s/base/watch.yaml), for ever."""
+    from app.cluster.kubernetes import Api
+    from app.stages.watch import watch as watch_pods
+
+    watch_pods(Api.inside(), _store, store, alive=alive)
 
 
 @app.command(epilog=example("run --preset smoke --store runs"))
@@ -228,7 +256,7 @@ def submit(
     wait: Annotated[bool, typer.Option(help="Follow it to its end.")] = True,
 ) -> None:
     """Submit a workflow to an Argo server, follow it, and print where the report is."""
-    from app.argo import ArgoServer, follow, read_workflow, report_uri, server_url
+    from app.cluster.argo import ArgoServer, follow, read_workflow, report_uri, server_url
 
     given = {}
     for text in parameters or []:
@@ -285,6 +313,8 @@ def fetch(
     store: Annotated[str | None, typer.Option("--store", help="Put the files into the data/ of this store.")] = None,
     mirror: Annotated[str | None, typer.Option("--mirror", help="Folder or base URL to take the files from.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing: only verify what is there.")] = False,
+    parameters: Parameters = None,
+    limits: Limits = None,
     *,
     asked: Asked,
 ) -> None:
@@ -295,6 +325,7 @@ def fetch(
     from app.stages.fetch import fetch as fetch_files
     from app.stages.fetch import fetch_study
 
+    _check_parameters(parameters, limits)
     names = [name.strip() for name in dataset.split(",") if name.strip()]
     target = _store(store) if store else None
     if asked.preset is not None and target is not None:
@@ -319,6 +350,17 @@ def phantoms(
 
     for path in write_phantoms(data_root, seed=seed, size=size):
         print(path)
+
+
+def _check_parameters(text: str | None, limits: Path | None) -> None:
+    """Check what a workflow's user said, before anything else is done."""
+    if text is None:
+        return
+    try:
+        given = {name: str(value) for name, value in json.loads(text).items()}
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f"--parameters {text[:60]}: give a JSON object of names and values") from error
+    check_parameters(given, limits)
 
 
 def _store(uri: str) -> Store:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 import typer
 
 from app.errors import UsageError
+from app.quantities import threads
 
 if TYPE_CHECKING:
     from app.settings import Config
@@ -32,7 +33,9 @@ Sources = Annotated[list[str] | None, typer.Option("--data", help="Own data, nam
 DataRoot = Annotated[str | None, typer.Option("--data-root", help="Folder to look for data sets in first.")]
 Weights = Annotated[str | None, typer.Option("--imagenet-weights", help="File of ImageNet weights, not a download.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda; cuda never falls back.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. [default: all cores]")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", parser=threads, metavar="CPUS", help="CPU threads. [default: all cores]")
+]
 
 
 @dataclass(frozen=True)

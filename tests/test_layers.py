@@ -19,14 +19,15 @@ BELOW = {
     "storage": GROUND,
     "jobs": GROUND | {"data", "storage"},
     "report": GROUND | {"data", "science", "storage", "jobs"},
-    "stages": GROUND | {"data", "science", "storage", "jobs", "report"},
+    "cluster": GROUND,
+    "stages": GROUND | {"data", "science", "storage", "jobs", "report", "cluster"},
     "bench": GROUND | {"data", "science", "storage", "jobs", "stages"},
-    "cli": GROUND | {"data", "science", "storage", "jobs", "report", "stages", "bench"},
+    "cli": GROUND | {"data", "science", "storage", "jobs", "report", "cluster", "stages", "bench"},
 }
 ENTRY = {"cli", "__main__"}  # the modules beside the folders that stand on top of everything
 
 # Science takes tensors and plain values: it opens no store, reads no configuration file, talks to no server.
-FOREIGN_TO_SCIENCE = {"app.config", "app.argo", "boto3", "botocore", "click", "typer", "yaml"}
+FOREIGN_TO_SCIENCE = {"app.config", "boto3", "botocore", "click", "typer", "yaml"}
 
 
 def layer_of(module: str) -> str:

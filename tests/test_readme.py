@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from app import cli
-from app.argo import read_workflow
+from app.cluster.argo import read_workflow
 from app.config import presets
 from app.jobs.checkpoint import dump_weights
 from app.science.networks import Encoder
@@ -87,7 +88,19 @@ def test_workflow_parameters_that_are_given_exist():
 
 
 def test_one_version_of_argo_is_installed_everywhere():
-    assert len(set(re.findall(r"argo-workflows/releases/download/(\S+)/install.yaml", TEXT + CLUSTER))) == 1
+    action = (ROOT / ".github/workflows/cluster.yml").read_text("utf-8")
+    found = set(re.findall(r"argo-workflows/releases/download/([\w.]+)/install.yaml", TEXT + CLUSTER + action))
+    assert len(found) == 1
+    assert yaml.safe_load(action)["jobs"]["kind"]["env"]["ARGO"] == found.pop()
+
+
+def test_the_action_brings_kind_up_as_the_readme_says():
+    [section] = re.findall(r"^## kind: .*?```\n(.*?)```", CLUSTER, re.MULTILINE | re.DOTALL)
+    action = yaml.safe_load((ROOT / ".github/workflows/cluster.yml").read_text("utf-8"))
+    done = [" ".join(step["run"].split()) for step in action["jobs"]["kind"]["steps"] if "run" in step]
+    commands = [" ".join(line.split()) for line in section.splitlines()]
+    ours = ("kubectl apply -k", "argo submit")  # the tests' own first steps
+    assert [line for line in commands if line not in done and not line.startswith(ours)] == []
 
 
 def test_every_preset_is_in_the_table():

@@ -25,6 +25,7 @@ SMOKE = {
     "gpu-memory": "3Gi",
     "cpu-cpu": '"1"',
     "cpu-memory": "3Gi",
+    "disk": "1Gi",
 }
 
 SMOKE_INTRODUCTION = """\
@@ -38,7 +39,8 @@ def derived(full: str) -> dict[str, str]:
         "# The whole study: pretraining on GPU nodes, then the downstream jobs in parallel.", SMOKE_INTRODUCTION
     )
     smoke = smoke.replace(
-        "argo submit workflows/full.yaml -p preset=paper-text -p seeds=0,1,2,3,4", "argo submit workflows/smoke.yaml"
+        "argo submit -n byol --watch workflows/full.yaml -p preset=paper-text -p seeds=0,1,2,3,4",
+        "argo submit -n byol --watch workflows/smoke.yaml",
     )
     smoke = smoke.replace(
         "smoke.yaml and templates/ are made from this file by `make workflows`.",
@@ -67,7 +69,10 @@ def _set_parameter(text: str, name: str, value: str) -> str:
 def _template(text: str, name: str) -> str:
     """Turn a Workflow into the WorkflowTemplate of the same parameters and templates."""
     text = re.sub(
-        r"^#   argo submit .*$", f"#   argo submit --from workflowtemplate/byol-{name}", text, flags=re.MULTILINE
+        r"^#   argo submit .*$",
+        f"#   argo submit -n byol --from workflowtemplate/byol-{name}",
+        text,
+        flags=re.MULTILINE,
     )
     text = text.replace(
         "smoke.yaml and templates/ are made from this file by `make workflows`.",

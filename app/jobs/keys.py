@@ -124,6 +124,11 @@ def workflow(name: str) -> str:
     return f"workflows/{name}.json"
 
 
+def shards(workflow: str) -> str:
+    """Key of the shards that a workflow works off."""
+    return f"workflows/{workflow}.shards.json"
+
+
 def run_ids(keys: Iterable[str]) -> list[str]:
     """Return the runs that ``keys`` belong to, sorted."""
     return sorted({key.split("/")[1] for key in keys if key.startswith(f"{RUNS}/") and key.count("/") > 1})

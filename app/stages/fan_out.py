@@ -10,13 +10,14 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from app.errors import InputError, UsageError
 from app.jobs import keys
-from app.jobs.records import Plan, PlannedDownstream, read_plan
+from app.jobs.records import Plan, PlannedDownstream, read_json, read_plan, write_json
 from app.jobs.run import Run
 from app.science.protocols import PROTOCOLS
+from app.settings import Config
 from app.storage import Store
 
 Part = Literal["trained", "frozen"]
@@ -82,57 +83,110 @@ class FanOut:
             raise UsageError(f"--index {index}: {group} has {pods} shards of {part} jobs at {self.size} jobs a pod")
         return jobs[len(jobs) * index // pods : len(jobs) * (index + 1) // pods]
 
+    def missing(self, plan: Plan, done: set[str]) -> list[dict[str, Any]]:
+        """Return what is still to be run, pretrainings first: ``{"group", "method", "seed", "pretrain", "trained",
+        "frozen"}``, where ``pretrain`` says whether that is missing too, and the last two are the missing shards.
 
-def write_fan_out(run: Run, folder: Path, seeds_per_pod: int) -> None:
-    """Write what a scheduler needs to fan a planned run out: one small file per parameter.
+        Args:
+            plan: the plan that was divided.
+            done: keys of the jobs that have a record, ``pretrain/byol-s0`` for one.
+        """
+        groups: list[dict[str, Any]] = []
+        for group in [*(job.key for job in plan.pretrain), BASELINES]:
+            job = keys.Pretraining.parse(group)
+            method, seed = ("", "") if job is None else (job.method, str(job.seed))
+            shards: dict[str, list[int]] = {
+                part: [
+                    index
+                    for index in range(self.pods(group, part))
+                    if not {f"{keys.DOWNSTREAM}/{member.key}" for member in self.shard(group, part, index)} <= done
+                ]
+                for part in _PARTS
+            }
+            pretrain = job is not None and f"{keys.PRETRAIN}/{group}" not in done
+            if pretrain or any(shards.values()):
+                groups.append({"group": group, "method": method, "seed": seed, "pretrain": pretrain} | shards)
+        return groups
 
-    ``run-id``; ``report``, where the page will be; ``jobs-per-pod``; ``baselines-trained`` and ``baselines-frozen``,
-    numbers of shards; ``pretrain.json``, a list of ``{"key", "method", "seed", "trained", "frozen"}``, again with
-    numbers of shards; and ``summary.json``.
+
+def write_fan_out(run: Run, folder: Path, seeds_per_pod: int, workflow: str | None = None) -> None:
+    """Write what a scheduler needs to fan a planned run out, one small file per parameter: what is missing, no more.
+
+    ``run-id``; ``report``, where the page will be; ``jobs-per-pod``; ``groups.json``, the groups of ``missing`` with
+    numbers of shards in place of their lists, since Argo names its nodes after all of it; and ``summary.json``.
+    The lists go into the store, under the name of the workflow: its n-th pod works off the n-th missing shard.
 
     Raises:
         UsageError: too many pretrainings for one workflow, or the folder cannot be written.
     """
     plan = read_plan(run.store, run.run_id)
+    data = read_json(run.store, keys.experiment(run.run_id)).get("data", {})
     fan_out = FanOut.of(plan, seeds_per_pod)
-    counts: dict[str, dict[str, int]] = {
-        group: {part: fan_out.pods(group, part) for part in _PARTS}
-        for group in [BASELINES, *(job.key for job in plan.pretrain)]
-    }
-    pretrain = [
-        {"key": str(job), "method": job.method, "seed": job.seed} | counts[str(job)]
-        for planned in plan.pretrain
-        if (job := keys.Pretraining.parse(planned.key)) is not None
-    ]
-    pods = len(plan.pretrain) + sum(sum(parts.values()) for parts in counts.values())
+    pods = len(plan.pretrain) + sum(fan_out.pods(group, part) for group, part in fan_out.jobs)
     if pods > MAX_PODS:
         raise UsageError(
             f"plan: {len(plan.pretrain)} pretrainings need at least {pods} pods, and one workflow has room for "
             f"{MAX_PODS}; divide the seeds or methods among several runs"
         )
+    done = keys.finished(keys.run(run.run_id), run.store.list(keys.run(run.run_id)))
+    groups = fan_out.missing(plan, done)
+    pretrain = sum(group["pretrain"] for group in groups)
+    jobs = [*(f"{keys.PRETRAIN}/{job.key}" for job in plan.pretrain)]
+    jobs += [f"{keys.DOWNSTREAM}/{job.key}" for job in plan.downstream]
     summary = {
         "version": 1,
         "run_id": run.run_id,
         "pretrain": len(plan.pretrain),
         "downstream": len(plan.downstream),
+        "done": len(done.intersection(jobs)),
         "jobs_per_pod": fan_out.size,
-        "pods": pods,
+        "pods": pretrain + sum(len(group[part]) for group in groups for part in _PARTS),
+        "pretrain_gpu_hours": round(pretrain * gpu_hours(run.config, data), 1),
     }
     files = {
         "run-id": run.run_id,
         "report": f"{run.store.uri}/{keys.report(run.run_id)}",
         "jobs-per-pod": str(fan_out.size),
-        "baselines-trained": str(counts[BASELINES]["trained"]),
-        "baselines-frozen": str(counts[BASELINES]["frozen"]),
-        "pretrain.json": json.dumps(pretrain, separators=(",", ":")),
+        "groups.json": json.dumps(
+            [group | {part: len(group[part]) for part in _PARTS} for group in groups], separators=(",", ":")
+        ),
         "summary.json": json.dumps(summary),
     }
+    if workflow is not None:
+        lists = {group["group"]: {part: group[part] for part in _PARTS} for group in groups}
+        write_json(run.store, keys.shards(workflow), lists)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             (folder / name).write_text(text)
     except OSError as error:
         raise UsageError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def gpu_hours(config: Config, data: dict[str, Any]) -> float:
+    """Estimate what one pretraining takes on an A10G: Murphy (2023) had 1000 epochs of 112,120 images in 11 hours.
+
+    Proportional to images, epochs and pixels; not measured by us.
+
+    Args:
+        config: of the run.
+        data: its data sets, as its plan describes them.
+    """
+    images: int = sum(data.get(config.data.pretrain, {}).get("splits", {}).values())
+    return 11 * images / 112_120 * config.pretrain.epochs / 1000 * (config.data.size / 28) ** 2
+
+
+def missing_shard(store: Store, workflow: str, group: str, part: Part, number: int) -> int:
+    """Return which shard a workflow's n-th pod of a group's part works off.
+
+    Raises:
+        MissingObject: the workflow was not planned.
+        UsageError: its plan listed fewer.
+    """
+    listed: list[int] = read_json(store, keys.shards(workflow)).get(group, {}).get(part, [])
+    if number >= len(listed):
+        raise UsageError(f"--index {number}: {workflow} has {len(listed)} missing shards of {group}, {part}")
+    return listed[number]
 
 
 def read_fan_out(store: Store, run_id: str, jobs_per_pod: int) -> FanOut:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
 from typing import Any
 
+from app.errors import UsageError
 from app.jobs import keys
 from app.jobs.records import read_json, write_json
 from app.jobs.run import now
 from app.stages.listing import planned_jobs
 from app.storage import Store
 
-SHOWN = 100  # names of missing jobs
+SHOWN = 100  # names of missing jobs, and reasons
 
 
 def announce(store: Store, workflow: str, run_id: str) -> None:
@@ -20,24 +24,28 @@ def announce(store: Store, workflow: str, run_id: str) -> None:
     )
 
 
-def workflow_status(store: Store, workflow: str, phase: str) -> dict[str, Any]:
+def workflow_status(store: Store, workflow: str, phase: str, *, why: Sequence[str] = ()) -> dict[str, Any]:
     """Look up how far a workflow came; ``publish_status`` publishes it.
 
     Args:
         store: the store.
         workflow: name of the workflow.
         phase: how the scheduler says it ended, such as ``Succeeded``.
+        why: what failed, in words. What was published as the reason before comes first: a workflow that is stopped
+            ends after whoever stopped it has said why.
 
     Returns:
         What ``publish_status`` takes: ``run_id``, ``done`` and ``planned`` jobs, names of ``missing`` ones and the
         ``report`` are None if the workflow failed before its plan.
     """
     key = keys.workflow(workflow)
-    run_id = read_json(store, key)["run_id"] if store.exists(key) else None
+    before = read_json(store, key) if store.exists(key) else {}
+    run_id = before.get("run_id")
     status: dict[str, Any] = {
         "version": 1,
         "workflow": workflow,
         "phase": phase,
+        "why": list(dict.fromkeys([*before.get("why", []), *why]))[:SHOWN],
         "run_id": run_id,
         "done": None,
         "planned": None,
@@ -64,3 +72,38 @@ def publish_status(store: Store, status: dict[str, Any]) -> None:
     if status["run_id"] is not None:
         write_json(store, keys.status(status["run_id"]), status)
     write_json(store, keys.workflow(status["workflow"]), status)
+
+
+def give_reason(store: Store, workflow: str, why: str) -> None:
+    """Publish why a workflow is going to be stopped; ``publish_status`` keeps it."""
+    key = keys.workflow(workflow)
+    empty: dict[str, Any] = {"version": 1, "workflow": workflow, "run_id": None}
+    before = read_json(store, key) if store.exists(key) else empty
+    write_json(store, key, before | {"why": list(dict.fromkeys([*before.get("why", []), why]))})
+
+
+def publish_hours(store: Store, workflow: str, hours: dict[str, float]) -> None:
+    """Add to the status of a workflow that has ended the hours of GPUs and CPUs that it took."""
+    key = keys.workflow(workflow)
+    if store.exists(key):
+        write_json(store, key, read_json(store, key) | {"hours": hours})
+
+
+def failures(text: str) -> list[str]:
+    """Read what Argo hands an exit handler as ``workflow.failures``: JSON, quoted once more; null if nothing failed.
+
+    Returns:
+        A line for each pod that failed, with its name and what Argo says of it. What merely contains one is left out.
+    """
+    try:
+        nodes = json.loads(text or "null")
+        nodes = json.loads(nodes) if isinstance(nodes, str) else nodes
+        named = [(node["displayName"], node["message"]) for node in nodes or [] if node.get("message")]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"--failures {text[:60]}: not what Argo says of failed nodes; leave it out") from error
+    return [f"{name}: {' '.join(message.split())}" for name, message in named if not _ABOUT_OTHERS.match(message)]
+
+
+_ABOUT_OTHERS = re.compile(
+    r"child '.*' failed|No more retries left|workflow shutdown with strategy|Stopped with strategy"
+)

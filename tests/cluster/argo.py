@@ -14,8 +14,9 @@ from tests.cluster.documents import Document
 
 TAG = re.compile(r"\{\{(=?)(.*?)\}\}", re.DOTALL)
 ENDS = {"Succeeded", "Failed", "Errored", "Skipped", "Omitted", "Daemoned", "AnySucceeded", "AllFailed"}
-CHOICE = re.compile(r"workflow\.parameters\['([^']+)'\] == '([^']*)'\s+\?\s+'([^']*)'\s+:\s+(.*)", re.DOTALL)
-PIECE = re.compile(r"'([^']*)'|workflow\.parameters\['([^']+)'\]|(\s*\+\s*)")
+TOKEN = re.compile(r"\s*(?:'([^']*)'|(\d+)|([A-Za-z][\w.-]*\w|[A-Za-z])|(==|&&|\|\||[?:+()\[\]]))")
+POOLS = ("gpu", "cpu")
+BY_POOL = re.compile(r"workflow\.parameters\[inputs\.parameters\.pool \+ '([^']*)'\]")
 
 
 class UnknownTag(Exception):
@@ -23,20 +24,113 @@ class UnknownTag(Exception):
 
 
 def evaluate(expression: str, values: Mapping[str, str]) -> str:
-    """Evaluate an expression tag of the one shape we use: ``parameter == 'text' ? 'text' : 'text' + parameter``."""
-    choice = CHOICE.fullmatch(expression.strip())
-    if choice is None:
-        raise UnknownTag(expression)
-    name, compared, then, other = choice.groups()
-    parts, at = [], 0
-    while at < len(other):
-        piece = PIECE.match(other, at)
-        if piece is None:
+    """Evaluate an expression tag: names, texts, numbers, ``== && || + ? : […]`` and two functions.
+
+    Only the branch that is taken has to be defined, as in Argo.
+
+    Raises:
+        UnknownTag: a name without a value, or more than that.
+    """
+    tokens, at = [], 0
+    text = expression.strip()
+    while at < len(text):
+        found = TOKEN.match(text, at)
+        if found is None:
             raise UnknownTag(expression)
-        text, parameter, _ = piece.groups()
-        parts.append(text or (_value(f"workflow.parameters.{parameter}", values) if parameter else ""))
-        at = piece.end()
-    return then if _value(f"workflow.parameters.{name}", values) == compared else "".join(parts)
+        tokens.append(found)
+        at = found.end()
+    value = _Expression(tokens, values, expression).whole()
+    return str(value()).lower() if isinstance(value(), bool) else str(value())
+
+
+class _Expression:
+    """A recursive descent over tokens; every method returns a function that evaluates what it has read."""
+
+    def __init__(self, tokens: list[re.Match[str]], values: Mapping[str, str], text: str) -> None:
+        self.tokens, self.values, self.text = tokens, values, text
+
+    def take(self, *operators: str) -> str | None:
+        if self.tokens and self.tokens[0][4] in operators:
+            return self.tokens.pop(0)[4]
+        return None
+
+    def expect(self, operator: str) -> None:
+        if self.take(operator) is None:
+            raise UnknownTag(self.text)
+
+    def whole(self) -> Callable[[], Any]:
+        value = self.choice()
+        if self.tokens:
+            raise UnknownTag(self.text)
+        return value
+
+    def choice(self) -> Callable[[], Any]:
+        condition = self.either()
+        if self.take("?") is None:
+            return condition
+        then = self.choice()
+        self.expect(":")
+        other = self.choice()
+        return lambda: then() if condition() else other()
+
+    def either(self) -> Callable[[], Any]:
+        left = self.compared()
+        while operator := self.take("&&", "||"):
+            before, right = left, self.compared()
+            left = (
+                (lambda b=before, r=right: b() and r()) if operator == "&&" else (lambda b=before, r=right: b() or r())
+            )
+        return left
+
+    def compared(self) -> Callable[[], Any]:
+        left = self.sum()
+        if self.take("==") is None:
+            return left
+        right = self.sum()
+        return lambda: left() == right()
+
+    def sum(self) -> Callable[[], Any]:
+        parts = [self.atom()]
+        while self.take("+"):
+            parts.append(self.atom())
+        return parts[0] if len(parts) == 1 else lambda: _added([part() for part in parts])
+
+    def atom(self) -> Callable[[], Any]:
+        if self.take("("):
+            inside = self.choice()
+            self.expect(")")
+            return inside
+        if not self.tokens or self.tokens[0][4]:
+            raise UnknownTag(self.text)
+        text, number, name, _ = self.tokens.pop(0).groups()
+        if number is not None or text is not None:
+            return lambda: int(number) if number is not None else text
+        if self.take("("):
+            argument = None if name == "toJson" and self.tokens[0][3] == "workflow.parameters" else self.choice()
+            if argument is None:
+                self.tokens.pop(0)
+            self.expect(")")
+            if name == "toJson" and argument is None:
+                return self.parameters
+            if name == "asInt" and argument is not None:
+                return lambda: int(argument())
+            raise UnknownTag(f"{name}()")
+        if self.take("["):
+            index = self.choice()
+            self.expect("]")
+            return lambda: _value(f"{name}.{index()}", self.values)
+        return lambda: _value(name, self.values)
+
+    def parameters(self) -> str:
+        front = "workflow.parameters."
+        return json.dumps({k.removeprefix(front): v for k, v in self.values.items() if k.startswith(front)})
+
+
+def _added(parts: list[Any]) -> Any:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
 def _value(name: str, values: Mapping[str, str]) -> str:
@@ -53,14 +147,25 @@ def substitute(text: str, values: Mapping[str, str]) -> str:
 
 
 def tags(text: str) -> Iterator[str]:
-    """Names that a text refers to."""
+    """Names that a text refers to; ``workflow.parameters[pool + '-x']`` refers to one of each pool."""
     for equals, body in TAG.findall(text):
-        if equals:
-            yield from (
-                f"workflow.parameters.{name}" for name in re.findall(r"workflow\.parameters\['([^']+)'\]", body)
-            )
-        else:
+        if not equals:
             yield body.strip()
+            continue
+        yield from (f"workflow.parameters.{pool}{suffix}" for suffix in BY_POOL.findall(body) for pool in POOLS)
+        rest = re.sub(r"\['([\w-]+)'\]", r".\1", BY_POOL.sub("inputs.parameters.pool", body))
+        rest = re.sub(r"'[^']*'", "''", rest)
+        yield from re.findall(r"\b(?:workflow|inputs|tasks)\.[\w.-]*\w", rest.replace("(workflow.parameters)", ""))
+
+
+def templates_of(spec: Document) -> list[Document]:
+    """The templates of a workflow as its pods get them: with the defaults of containers and the patch of all pods."""
+    defaults = spec.get("templateDefaults", {}).get("container", {})
+    patch = {"podSpecPatch": spec["podSpecPatch"]} if "podSpecPatch" in spec else {}
+    return [
+        patch | template | {"container": defaults | template["container"]} if "container" in template else template
+        for template in spec["templates"]
+    ]
 
 
 def workflow_parameters(
@@ -154,22 +259,26 @@ class Runner:
     log: list[tuple[str, list[str], int]] = field(default_factory=list)
 
     def template(self, name: str) -> Document:
-        [found] = [template for template in self.spec["templates"] if template["name"] == name]
+        [found] = [template for template in templates_of(self.spec) if template["name"] == name]
         return found
 
     def workflow(self) -> str:
         """Run the entrypoint, then the exit handler; return the phase."""
         phase, _ = self.execute(self.spec["entrypoint"], {}, "study")
-        self.values["workflow.status"] = phase
+        self.values |= {"workflow.status": phase, "workflow.failures": json.dumps("null")}
         self.execute(self.spec["onExit"], {}, "exit")
         return phase
 
     def execute(self, name: str, inputs: dict[str, str], task: str) -> tuple[str, dict[str, str]]:
         """Run a template; return its end and its output parameters."""
         template = self.template(name)
-        declared = {parameter["name"] for parameter in template.get("inputs", {}).get("parameters", [])}
-        assert declared == set(inputs), f"{task}: {name} takes {declared}, is given {set(inputs)}"
+        declared = {parameter["name"]: parameter for parameter in template.get("inputs", {}).get("parameters", [])}
+        defaults = {key: substitute(p["value"], self.values) for key, p in declared.items() if "value" in p}
+        inputs = defaults | inputs
+        assert declared.keys() == inputs.keys(), f"{task}: {name} takes {set(declared)}, is given {set(inputs)}"
         values = self.values | {f"inputs.parameters.{key}": value for key, value in inputs.items()}
+        if "suspend" in template:
+            return "Succeeded", {}
         return self._dag(template, values, task) if "dag" in template else self._pod(template, values, task)
 
     def _pod(self, template: Document, values: dict[str, str], task: str) -> tuple[str, dict[str, str]]:
@@ -202,6 +311,9 @@ class Runner:
                 if task.get("depends") and not truth(task["depends"], ends):
                     ends[task["name"]] = "Omitted"
                     continue
+                if "when" in task and not when(substitute(task["when"], values | outputs)):
+                    ends[task["name"]] = "Skipped"
+                    continue
                 ended = []
                 for item in _items(task, values | outputs):
                     scope = values | outputs | item
@@ -219,8 +331,21 @@ def _items(task: Document, values: Mapping[str, str]) -> list[dict[str, str]]:
         return [{"item": str(n)} for n in range(int(substitute(task["withSequence"]["count"], values)))]
     if "withParam" in task:
         listed: list[Any] = json.loads(substitute(task["withParam"], values))
-        return [{f"item.{key}": str(value) for key, value in item.items()} for item in listed]
+        return [{f"item.{key}": _text(value) for key, value in item.items()} for item in listed]
     return [{}]
+
+
+def _text(value: Any) -> str:
+    """What Argo writes for a value of an item: a text as it is, everything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def when(condition: str) -> bool:
+    """Whether a ``when`` holds, of the one shape we use: ``a == b``."""
+    left, equals, right = condition.partition(" == ")
+    if not equals:
+        raise UnknownTag(condition)
+    return left.strip() == right.strip()
 
 
 def subprocess_command(environment: Mapping[str, str], python: str) -> Command:

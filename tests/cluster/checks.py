@@ -12,7 +12,7 @@ from pathlib import Path
 import typer.main
 
 from app.cli import app
-from tests.cluster.argo import UnknownTag, substitute, tags, workflow_parameters
+from tests.cluster.argo import UnknownTag, substitute, tags, templates_of, workflow_parameters
 from tests.cluster.documents import ROOT, WORKFLOWS, Document, render
 from tests.cluster.references import (
     Cluster,
@@ -26,21 +26,23 @@ from tests.cluster.schemas import argo_problems, crds, kubernetes_problems
 
 EXAMPLE = "k8s/base/s3-credentials.example.yaml"
 CACHE = "k8s/components/dataset-cache"
-OVERLAYS = ("k8s/overlays/dev", "k8s/overlays/prod", "k8s/overlays/with-cache")
-WITH_CACHE = """\
+OVERLAYS = ("k8s/overlays/dev", "k8s/overlays/prod", "k8s/overlays/with-cache", "k8s/overlays/with-keys")
+# Overlays that use the components.
+WITH = """\
 apiVersion: kustomize.config.k8s.io/v1beta1
 kind: Kustomization
-resources: [../dev]
-components: [../../components/dataset-cache]
+resources: [../{}]
+components: [../../components/{}]
 """
 
 
 def workspace(folder: Path) -> Path:
-    """Copy ``k8s/`` into a folder, and beside its overlays one that uses the component."""
+    """Copy ``k8s/`` into a folder, and beside its overlays those that use the components."""
     shutil.copytree(ROOT / "k8s", folder / "k8s")
-    overlay = folder / "k8s/overlays/with-cache"
-    overlay.mkdir()
-    (overlay / "kustomization.yaml").write_text(WITH_CACHE)
+    for name, base, component in (("cache", "dev", "dataset-cache"), ("keys", "prod", "static-credentials")):
+        overlay = folder / f"k8s/overlays/with-{name}"
+        overlay.mkdir()
+        (overlay / "kustomization.yaml").write_text(WITH.format(base, component))
     return folder
 
 
@@ -150,9 +152,9 @@ def kustomization_problems(files: Mapping[str, list[Document]]) -> Iterator[str]
 def commands(document: Document, cluster: Cluster) -> Iterator[tuple[str, list[str]]]:
     """Every container's command of a workflow with all its parameters substituted: template name and words."""
     values = workflow_parameters(document["spec"], cluster.config_maps)
-    values |= {"workflow.name": "byol-x7k2p", "workflow.status": "Succeeded"}
-    numbers = {"seed": "0", "index": "0", "jobs-per-pod": "3"}
-    for template in document["spec"]["templates"]:
+    values |= {"workflow.name": "byol-x7k2p", "workflow.status": "Succeeded", "workflow.failures": '"null"'}
+    numbers = {"seed": "0", "index": "0", "jobs-per-pod": "3", "pool": "cpu"}
+    for template in templates_of(document["spec"]):
         if "container" in template:
             own = {tag: numbers.get(tag.rpartition(".")[2], "x")
                    for _, node in walk(template) if isinstance(node, str) for tag in tags(node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -10,21 +11,24 @@ from typing import Any
 
 import yaml
 
-from tests.cluster.argo import ENDS, UnknownTag, retries, substitute, tags, tasks_of, workflow_parameters
+from tests.cluster.argo import (
+    ENDS,
+    POOLS,
+    UnknownTag,
+    retries,
+    substitute,
+    tags,
+    tasks_of,
+    templates_of,
+    workflow_parameters,
+)
 from tests.cluster.documents import ROOT, Document, StrictLoader, strict_json
 from tests.cluster.schemas import kubernetes_problems
 
-KEYS_OF_PRETRAIN = {"key", "method", "seed", "trained", "frozen"}  # of pretrain.json, which `plan --out` writes
-FILES_OF_PLAN = {
-    "report",
-    "run-id",
-    "jobs-per-pod",
-    "baselines-trained",
-    "baselines-frozen",
-    "pretrain.json",
-    "summary.json",
-}
-READ_BY_CLIENT = {"report"}  # of the plan's outputs, by app/argo.py
+KEYS_OF_GROUP = {"group", "method", "seed", "pretrain", "trained", "frozen"}  # of groups.json, by `plan --out`
+FILES_OF_PLAN = {"report", "run-id", "jobs-per-pod", "groups.json", "summary.json"}
+READ_BY_CLIENT = {"report"}  # of the plan's outputs, by app/cluster/argo.py
+READ_BY_WATCH = {"pending-minutes"}  # of the workflow's parameters, by app/stages/watch.py
 FILES_OF_REPORT = {"index.html"}
 GLOBALS = {"workflow.name", "workflow.namespace", "workflow.uid"}
 PULL_POLICIES = {"Always", "IfNotPresent", "Never"}
@@ -47,6 +51,11 @@ WORTH_A_TRY = {
     ("Failed", "Error (exit code 70)", 70): False,
     ("Failed", "Error (exit code 76)", 76): False,
     ("Failed", "Pod was active on the node longer than the specified deadline", -1): False,
+    ("Failed", "Pod was active on the node longer than the specified deadline", 75): False,
+    ("Error", 'pods "x" is forbidden: violates PodSecurity "restricted:latest": allowPrivilegeEscalation', -1): False,
+    ("Error", 'Pod "x" is invalid: spec.containers[0].resources.requests: Invalid value: "3Gi"', -1): False,
+    ("Error", "Error applying PodSpecPatch: invalid character", -1): False,
+    ("Error", "Get https://10.96.0.1:443/api/v1/…: context deadline exceeded", -1): True,
 }
 QUANTITIES = ("requests", "limits", "default", "defaultRequest", "hard")
 CLUSTER_WIDE = {"Namespace", "PriorityClass"}
@@ -116,7 +125,7 @@ def workflow_problems(document: Document, cluster: Cluster, known_parameters: se
         known_parameters: keys of the ConfigMap with defaults that some overlay or component sets.
     """
     spec = document["spec"]
-    templates = {template["name"]: template for template in spec["templates"]}
+    templates = {template["name"]: template for template in templates_of(spec)}
     if len(templates) < len(spec["templates"]):
         yield "two templates have one name"
     parameters = {parameter["name"] for parameter in spec["arguments"]["parameters"]}
@@ -129,21 +138,30 @@ def workflow_problems(document: Document, cluster: Cluster, known_parameters: se
     used = {spec.get("entrypoint"), spec.get("onExit")}
     volumes = {volume["name"] for volume in spec["volumes"]}
     mounted = set()
-    referred: set[str] = set()
+    labels = spec.get("podMetadata", {}).get("labels", {})
+    referred = {tag for text in (*labels, *labels.values()) for tag in tags(text)}
+    yield from (
+        f"podMetadata: {{{{{tag}}}}} is not defined"
+        for tag in sorted(referred - {f"workflow.parameters.{parameter}" for parameter in parameters})
+    )
     for name, template in templates.items():
         scope = GLOBALS | {f"workflow.parameters.{parameter}" for parameter in parameters}
         inputs = {parameter["name"] for parameter in template.get("inputs", {}).get("parameters", [])}
         scope |= {f"inputs.parameters.{parameter}" for parameter in inputs}
         if name == spec.get("onExit"):
-            scope.add("workflow.status")
+            scope |= {"workflow.status", "workflow.failures"}
         body = {key: value for key, value in template.items() if key not in ("dag", "inputs")}
         seen = {tag for _, node in walk(body) if isinstance(node, str) for tag in tags(node)}
         if "dag" in template:
             used |= {task.get("template") for task in template["dag"]["tasks"]}
             yield from (f"{name}: {line}" for line in _dag_problems(template["dag"], templates, scope))
             seen |= {tag for _, node in walk(template["dag"]) if isinstance(node, str) for tag in tags(node)}
+        elif "suspend" in template:
+            continue  # its inputs are what it shows
         else:
-            yield from (f"{name}: {{{{{tag}}}}} is not defined" for tag in sorted(seen - scope))
+            # of the parameters of all pods, one that only GPU pods have is looked at in their branch alone
+            known = scope | ({"inputs.parameters.gpus"} if _pools(template) == ("cpu",) else set())
+            yield from (f"{name}: {{{{{tag}}}}} is not defined" for tag in sorted(seen - known))
             yield from (f"{name}: {line}" for line in _container_problems(template, spec, cluster))
             mounted |= {mount["name"] for mount in template["container"].get("volumeMounts", [])}
         referred |= seen
@@ -151,7 +169,10 @@ def workflow_problems(document: Document, cluster: Cluster, known_parameters: se
     yield from (f"template {name} is never used" for name in sorted(templates.keys() - used))
     yield from (f"volume {name} is never mounted" for name in sorted(volumes - mounted))
     yield from (f"volume {name} does not exist" for name in sorted(mounted - volumes))
-    for parameter in sorted(parameters):
+    for volume in spec["volumes"]:
+        if "configMap" in volume and cluster.get("ConfigMap", volume["configMap"].get("name", "")) is None:
+            yield f"volume {volume['name']}: no ConfigMap {volume['configMap']}"
+    for parameter in sorted(parameters - READ_BY_WATCH):
         if f"workflow.parameters.{parameter}" not in referred:
             yield f"parameter {parameter} is never used"
     yield from _output_problems(templates, referred)
@@ -215,7 +236,8 @@ def _dag_problems(dag: Document, templates: Mapping[str, Document], scope: set[s
         taken = {parameter["name"]: parameter for parameter in template.get("inputs", {}).get("parameters", [])}
         given = [parameter["name"] for parameter in task.get("arguments", {}).get("parameters", [])]
         yield from (f"{name}: {template['name']} takes no {extra}" for extra in sorted(set(given) - taken.keys()))
-        yield from (f"{name}: {template['name']} needs {lost}" for lost in sorted(taken.keys() - set(given)))
+        needed = {key for key, parameter in taken.items() if "value" not in parameter}
+        yield from (f"{name}: {template['name']} needs {lost}" for lost in sorted(needed - set(given)))
         if len(set(given)) < len(given):
             yield f"{name}: an argument is given twice"
         outputs = {
@@ -226,9 +248,10 @@ def _dag_problems(dag: Document, templates: Mapping[str, Document], scope: set[s
             .get("parameters", [])
         }
         visible = scope | outputs
-        items = {f"item.{key}" for key in KEYS_OF_PRETRAIN} if "withParam" in task else set()
+        items = {f"item.{key}" for key in KEYS_OF_GROUP} if "withParam" in task else set()
         items |= {"item"} if "withSequence" in task else set()
-        for field, allowed in (("arguments", visible | items), ("withParam", visible), ("withSequence", visible)):
+        looked_at = (("withParam", visible), ("withSequence", visible), ("when", visible))
+        for field, allowed in (("arguments", visible | items), *looked_at):
             for _, node in walk(task.get(field)):
                 if isinstance(node, str):
                     yield from (f"{name}: {{{{{tag}}}}} is not defined" for tag in tags(node) if tag not in allowed)
@@ -264,34 +287,63 @@ def _container_problems(template: Document, spec: Document, cluster: Cluster) ->
             break
     if (name := template.get("priorityClassName")) and cluster.get("PriorityClass", name) is None:
         yield f"no priority class {name}"
+    yield from _lock_problems(template, spec, cluster)
+    yield from _patch_problems(template, spec, cluster)
+
+
+def _pools(template: Document) -> tuple[str, ...]:
+    """The kinds of nodes that a template's pods may run on."""
+    own = {p["name"]: p.get("value") for p in template.get("inputs", {}).get("parameters", [])}.get("pool")
+    return POOLS if own is None else (own,)
+
+
+def _lock_problems(template: Document, spec: Document, cluster: Cluster) -> Iterator[str]:
+    """Every choice has a lock, and no pod takes two: a failed double lock stops a namespace (Argo 4.1)."""
+    semaphores = template.get("synchronization", {}).get("semaphores", [])
+    if len(semaphores) > 1:
+        yield "two semaphores"
     enums = {p["name"]: p.get("enum", [p.get("value")]) for p in spec["arguments"]["parameters"]}
-    for semaphore in template.get("synchronization", {}).get("semaphores", []):
+    for semaphore in semaphores:
         reference = semaphore["configMapKeyRef"]
-        wanted = [tag.removeprefix("workflow.parameters.") for tag in tags(reference["key"])]
-        for choice in enums.get(wanted[0], [None]) if wanted else [None]:
-            values = {f"workflow.parameters.{wanted[0]}": str(choice)} if wanted else {}
+        for pool, device, concurrency in itertools.product(_pools(template), enums["device"], enums["concurrency"]):
+            values = workflow_parameters(
+                spec, cluster.config_maps, {"device": device, "gpus": "1", "concurrency": concurrency}
+            )
             try:
-                key = substitute(reference["key"], values)
+                key = substitute(reference["key"], values | {"inputs.parameters.pool": pool})
             except UnknownTag as error:
                 yield f"semaphore: {error} is not defined"
                 continue
             if not cluster.data("ConfigMap", reference["name"]).get(key, "").isdigit():
                 yield f"semaphore: ConfigMap {reference['name']} has no number {key}"
-    yield from _patch_problems(template, spec, cluster)
 
 
 def _patch_problems(template: Document, spec: Document, cluster: Cluster) -> Iterator[str]:
-    """A pod that the patch is merged into must pass the strict schema, for a GPU by name and for any."""
-    for product in ("", "NVIDIA-L4"):
+    """A pod that the patch is merged into must pass the strict schema, on any node, for a GPU by name and for any."""
+    own = {p["name"]: str(p["value"]) for p in template.get("inputs", {}).get("parameters", []) if "value" in p}
+    for product, pool in itertools.product(("", "NVIDIA-L4"), _pools(template)):
         values = workflow_parameters(spec, cluster.config_maps, {"gpu-product": product})
         try:
+            inputs = {f"inputs.parameters.{key}": substitute(value, values) for key, value in own.items()}
+            values |= inputs | {"inputs.parameters.pool": pool}
             patch = strict_json(substitute(template["podSpecPatch"], values))
         except (ValueError, UnknownTag, KeyError) as error:
             yield f"podSpecPatch: {error}"
             return
-        [*others] = [container for container in patch.get("containers", []) if container.get("name") != "main"]
-        if others or not patch.get("containers"):
-            yield "podSpecPatch: the container's name is main"
+        containers = {c.get("name"): c for c in (*patch.get("initContainers", []), *patch.get("containers", []))}
+        if containers.keys() != {"init", "wait", "main"}:
+            yield f"podSpecPatch: the containers' names are {sorted(map(str, containers))}"
+            return
+        for name in ("init", "wait"):
+            # what Pod Security `restricted` asks for, and Argo leaves out
+            if containers[name].get("securityContext") != {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }:
+                yield f"podSpecPatch: Pod Security refuses the container {name}"
+        resources = containers["main"].get("resources", {})
+        if not {"cpu", "memory", "ephemeral-storage"} <= resources.get("requests", {}).keys():
+            yield "podSpecPatch: requests lack CPUs, memory or disk"
         for volume in patch.get("volumes", []):
             if volume.pop("$retainKeys", None) not in (None, list(volume)):
                 yield "podSpecPatch: $retainKeys has to name the keys of the volume"
@@ -379,7 +431,7 @@ def cluster_problems(cluster: Cluster, read_parameters: set[str], job_labels: Ma
     identities = [(item["kind"], item["metadata"]["name"]) for item in cluster.objects]
     yield from (f"{kind} {name} is there twice" for kind, name in {i for i in identities if identities.count(i) > 1})
     pods = [dict(job_labels)]
-    for item in cluster.by_kind.get("StatefulSet", {}).values():
+    for item in (*cluster.by_kind.get("StatefulSet", {}).values(), *cluster.by_kind.get("Deployment", {}).values()):
         pods.append(item["spec"]["template"]["metadata"]["labels"])
     for item in cluster.objects:
         where = f"{item['kind']} {item['metadata']['name']}"

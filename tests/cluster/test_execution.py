@@ -41,7 +41,16 @@ def runner(
     values = workflow_parameters(spec, cluster.config_maps, given) | {"workflow.name": "byol-smoke-x7k2p"}
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MEDMNIST"))}
     environment = keep | environment | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
-    return Runner(spec, values, subprocess_command(environment, sys.executable), tmp_path / "pods")
+    limits = tmp_path / "limits"
+    limits.mkdir(parents=True)
+    for key, value in cluster.data("ConfigMap", "byol-limits").items():
+        (limits / key).write_text(value)
+    run = subprocess_command(environment, sys.executable)
+
+    def mounted(template: Document, command: list[str], folder: Path) -> int:
+        return run(template, [word.replace("--limits=/limits", f"--limits={limits}") for word in command], folder)
+
+    return Runner(spec, values, mounted, tmp_path / "pods")
 
 
 @pytest.mark.slow
@@ -62,11 +71,11 @@ def test_the_smoke_workflow_ends_in_a_report(
     tasks = [task for task, _, _ in argo.log]
     assert tasks[:2] == ["study/fetch-data", "study/plan"]
     assert tasks[-2:] == ["study/report", "exit"]
-    pretrain = "study/methods/pretrain"
-    for task in ("study/methods/downstream-trained", "study/methods/downstream-frozen"):
-        assert tasks.count(task) >= 2
-        assert tasks.index(task) > tasks.index(pretrain)
+    pretrain = "study/groups/pretrain"
     assert tasks.count(pretrain) == 2
+    for shards in ("study/groups/trained", "study/groups/frozen"):
+        assert tasks.count(shards) >= 3
+        assert tasks.index(shards) > tasks.index(pretrain)
 
     run_id = json.loads(store.read("workflows/byol-smoke-x7k2p.json"))["run_id"]
     plan = json.loads(store.read(f"runs/{run_id}/experiment.json"))["plan"]
@@ -79,6 +88,20 @@ def test_the_smoke_workflow_ends_in_a_report(
     status = json.loads(store.read(f"runs/{run_id}/status.json"))
     assert (status["phase"], status["done"], status["planned"]) == ("Succeeded", 14, 14)
     assert status["report"] == f"{store.uri}/runs/{run_id}/report/index.html"
+
+    # Row 5: submitted again, it starts what is missing and nothing else.
+    gone = next(job["key"] for job in reversed(plan["downstream"]) if "finetune" in job["key"])
+    store.delete(f"runs/{run_id}/downstream/{gone}/record.json")
+    for expected in (1, 0):
+        again = runner(smoke, tmp_path / f"again-{expected}", GIVEN | {"store": uri}, s3_environment.environment)
+        assert again.workflow() == "Succeeded"
+        assert [task for task, _, _ in again.log] == [
+            "study/fetch-data",
+            "study/plan",
+            *["study/groups/trained"] * expected,
+            "study/report",
+            "exit",
+        ]
 
 
 def test_a_failed_plan_still_publishes_a_status(smoke: tuple[Document, Cluster], tmp_path: Path) -> None:
@@ -94,11 +117,14 @@ def test_a_failed_plan_still_publishes_a_status(smoke: tuple[Document, Cluster],
 def test_a_failed_method_holds_nobody_up_and_is_reported(smoke: tuple[Document, Cluster], tmp_path: Path) -> None:
     """The order of things, with containers that only pretend."""
     spec, cluster = smoke
+    both = {"trained": 1, "frozen": 1}
     plan = {
-        "run-id": "r", "jobs-per-pod": "2", "baselines-trained": "2", "baselines-frozen": "0", "summary.json": "{}",
-        "pretrain.json": json.dumps([
-            {"key": "byol-s0", "method": "byol", "seed": 0, "trained": 1, "frozen": 1},
-            {"key": "byol_plus-s0", "method": "byol_plus", "seed": 0, "trained": 1, "frozen": 1},
+        "run-id": "r", "jobs-per-pod": "2", "summary.json": "{}",
+        "groups.json": json.dumps([
+            {"group": "byol-s0", "method": "byol", "seed": "0", "pretrain": True} | both,
+            {"group": "byol_plus-s0", "method": "byol_plus", "seed": "0", "pretrain": True} | both,
+            {"group": "byol_plus-s1", "method": "byol_plus", "seed": "1", "pretrain": False, "trained": 0, "frozen": 1},
+            {"group": "baselines", "method": "", "seed": "", "pretrain": False, "trained": 2, "frozen": 0},
         ]),
     }  # fmt: skip
 
@@ -115,11 +141,33 @@ def test_a_failed_method_holds_nobody_up_and_is_reported(smoke: tuple[Document, 
     argo = Runner(spec, values, run, tmp_path)
     assert argo.workflow() == "Failed"
     shards = [words for _, words, _ in argo.log if words[3] == "shard"]
-    assert [[w for w in words if w.startswith(("--group", "--index"))] for words in shards] == [
-        ["--group=baselines", "--index=0"],
-        ["--group=baselines", "--index=1"],
-        ["--group=byol_plus-s0", "--index=0"],
-        ["--group=byol_plus-s0", "--index=0"],
+    told = ("--group", "--part", "--index")
+    assert [[w.partition("=")[2] for w in words if w.startswith(told)] for words in shards] == [
+        ["byol_plus-s0", "trained", "0"],
+        ["byol_plus-s0", "frozen", "0"],
+        ["byol_plus-s1", "frozen", "0"],
+        ["baselines", "trained", "0"],
+        ["baselines", "trained", "1"],
     ]
+    assert [words[5] for _, words, _ in argo.log if words[3] == "pretrain"] == ["--method=byol", "--method=byol_plus"]
     assert [task for task, _, _ in argo.log][-2:] == ["study/report", "exit"]
-    assert argo.log[-1][1][-2] == "--phase=Failed"
+    assert "--phase=Failed" in argo.log[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "message"),
+    [
+        ("concurrency", "12", "concurrency=12: the ConfigMap byol-limits has no concurrency-12; choose from 2, 4, 8"),
+        ("device", "tpu", "device=tpu: give one of cuda, cpu"),
+        ("cpu-cpu", "many", "cpu-cpu=many: give CPUs, such as 4 or 500m"),
+    ],
+)
+def test_a_wrong_parameter_fails_the_first_pod(
+    smoke: tuple[Document, Cluster], tmp_path: Path, capfd: pytest.CaptureFixture[str], parameter, value, message
+) -> None:
+    """Rows 3 and 4: before any pod of a fan-out takes a lock."""
+    given = GIVEN | {"store": str(tmp_path / "store"), parameter: value}
+    argo = runner(smoke, tmp_path, given, {})
+    assert argo.workflow() == "Failed"
+    assert [(task, code) for task, _, code in argo.log] == [("study/fetch-data", 2), ("exit", 0)]
+    assert f"error: {message}" in capfd.readouterr().err

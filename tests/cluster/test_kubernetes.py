@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -54,7 +55,87 @@ def test_the_executor_may_report_results_and_nothing_more(rendered: dict[str, Pa
             {"apiGroups": ["argoproj.io"], "resources": ["workflowtaskresults"], "verbs": ["create", "patch"]}
         ]
         bound = {s["name"] for binding in cluster.by_kind["RoleBinding"].values() for s in binding["subjects"]}
-        assert bound == {"byol-executor", "byol-submitter"}  # byol-job, which runs our code, has no rights
+        # byol-job, which runs our code, has no rights
+        assert bound == {"byol-executor", "byol-submitter", "byol-operator", "byol-watch"}
+
+
+def allowed(cluster: Cluster, role: str) -> set[tuple[str, str]]:
+    """Verbs and resources of a role."""
+    return {
+        (verb, resource)
+        for rule in cluster.by_kind["Role"][role]["rules"]
+        for verb in rule["verbs"]
+        for resource in rule["resources"]
+    }
+
+
+def test_an_operator_sees_and_stops_what_a_submitter_only_starts(rendered: dict[str, Path]) -> None:
+    """Row 10; Argo's server reads artifacts with the rights of who asks."""
+    for path in rendered.values():
+        cluster = Cluster(load(path.read_text()))
+        operator, submitter = allowed(cluster, "byol-operator"), allowed(cluster, "byol-submitter")
+        assert operator > submitter
+        assert {("get", "pods/log"), ("update", "workflows"), ("patch", "workflows"), ("get", "secrets")} <= operator
+        assert {resource for _, resource in submitter} == {"workflows", "workflowtemplates"}
+        [secrets] = [r for r in cluster.by_kind["Role"]["byol-operator"]["rules"] if "secrets" in r["resources"]]
+        assert secrets["resourceNames"] == ["byol-s3-credentials"]
+        assert allowed(cluster, "byol-watch") == {("list", "pods")} | {
+            (verb, "workflows") for verb in ("get", "list", "patch")
+        }
+
+
+def test_keys_take_the_place_of_an_identity(rendered: dict[str, Path]) -> None:
+    """Row 7: Argo gets the same keys as the jobs, and everything else of the repository stays."""
+    identity, keys = (
+        yaml.safe_load(Cluster(load(rendered[overlay].read_text())).data("ConfigMap", "byol-artifacts")["s3"])["s3"]
+        for overlay in ("k8s/overlays/prod", "k8s/overlays/with-keys")
+    )
+    assert identity.pop("useSDKCreds") is True
+    for field, key in (("accessKeySecret", "AWS_ACCESS_KEY_ID"), ("secretKeySecret", "AWS_SECRET_ACCESS_KEY")):
+        assert keys.pop(field) == {"name": "byol-s3-credentials", "key": key}
+    assert identity == keys
+    [base] = load((ROOT / "k8s/base/artifacts.yaml").read_text())
+    assert base["data"]["s3"].splitlines()[2].strip() == "useSDKCreds: true", "the line that the component replaces"
+
+
+def test_what_watches_the_jobs_runs_their_image(rendered: dict[str, Path]) -> None:
+    """Row 8."""
+    for path in rendered.values():
+        cluster = Cluster(load(path.read_text()))
+        [container] = cluster.by_kind["Deployment"]["byol-watch"]["spec"]["template"]["spec"]["containers"]
+        assert container["image"] == cluster.data("ConfigMap", "byol-parameters")["image"]
+
+
+def test_a_registry_may_want_a_password(rendered: dict[str, Path]) -> None:
+    """Row 12."""
+    accounts = Cluster(load(rendered["k8s/overlays/prod"].read_text())).by_kind["ServiceAccount"]
+    for name in ("byol-job", "byol-watch"):
+        assert accounts[name]["imagePullSecrets"] == [{"name": "byol-registry"}]
+    assert "byol-registry" in (ROOT / "k8s/README.md").read_text("utf-8")
+
+
+def test_the_overlay_and_the_text_speak_of_the_same_nodes(rendered: dict[str, Path]) -> None:
+    """Row 13: every label that the overlay selects or names is in the table, for its own kind of nodes."""
+    selector = Cluster(load(rendered["k8s/overlays/prod"].read_text())).data("ConfigMap", "byol-parameters")[
+        "gpu-node-selector"
+    ]
+    [spot] = [
+        line for line in (ROOT / "k8s/README.md").read_text("utf-8").splitlines() if line.startswith("| spot nodes")
+    ]
+    _, eks, gke = (cell.strip() for cell in spot.strip("|").split("|"))
+    [label] = json.loads(selector)
+    assert f"Karpenter: `{label}: " in eks
+    assert "a node group: `eks.amazonaws.com/capacityType: SPOT`" in eks
+    assert '`cloud.google.com/gke-spot: "true"`' in gke
+    text = (ROOT / "k8s/overlays/prod/parameters.yaml").read_text("utf-8")
+    assert all(name in text for name in (label, "eks.amazonaws.com/capacityType", "cloud.google.com/gke-spot"))
+
+
+def test_only_the_device_plugin_shows_gpus() -> None:
+    """Row 12: an image that says `all` shows every GPU of its node to pods that asked for none."""
+    text = (ROOT / "Dockerfile").read_text("utf-8")
+    assert "NVIDIA_VISIBLE_DEVICES=void" in text
+    assert "NVIDIA_VISIBLE_DEVICES=all" not in text
 
 
 def test_the_default_denies_everything(rendered: dict[str, Path]) -> None:
@@ -80,7 +161,8 @@ def test_the_quota_has_room_for_what_the_semaphores_let_run(rendered: dict[str, 
     [argo] = cluster.by_kind["LimitRange"]["byol"]["spec"]["limits"]  # of the container that Argo adds to a pod
     [workflow] = load((ROOT / "workflows/full.yaml").read_text("utf-8"))
     given = {p["name"]: p.get("value", "") for p in workflow["spec"]["arguments"]["parameters"]}
-    on_device = slots[f"device-{device}"]
+    # A pretraining and the shards of its study: pods of one GPU, and the largest of another size.
+    on_device = slots["device-cpu"] if device == "cpu" else slots["device-cuda-1"] + slots["device-cuda-2"]
     others = max(value for key, value in slots.items() if key.startswith("concurrency-")) + 1  # fetch-data, plan, …
     pods = on_device + others
 
@@ -91,7 +173,12 @@ def test_the_quota_has_room_for_what_the_semaphores_let_run(rendered: dict[str, 
     assert pods <= min(hard["pods"], workflow["spec"]["parallelism"])
     assert together("cpu", argo["defaultRequest"]["cpu"]) <= hard["requests.cpu"]
     assert together("memory", argo["default"]["memory"]) <= min(hard["requests.memory"], hard["limits.memory"])
-    assert slots["device-cuda"] * int(given["gpus"]) <= hard["requests.nvidia.com/gpu"]
+    sizes = {int(key.rpartition("-")[2]): value for key, value in slots.items() if key.startswith("device-cuda-")}
+    gpus = {size * pods for size, pods in sizes.items()}
+    assert len(gpus) == 1, "the locks count GPUs, whatever a pod takes"
+    assert 2 * gpus.pop() <= hard["requests.nvidia.com/gpu"]
+    disk = pods * (amount(given["disk"]) + amount(argo["defaultRequest"]["ephemeral-storage"]))
+    assert disk <= hard["requests.ephemeral-storage"]
 
 
 @pytest.mark.s3

@@ -7,14 +7,17 @@ import socket
 import ssl
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from urllib3.exceptions import MaxRetryError, SSLError
+from urllib3.exceptions import InsecureRequestWarning, MaxRetryError, SSLError
 
-from app import argo, cli
+from app import cli
+from app.cluster import argo
 from app.errors import StorageError
 from tests.cluster.documents import ROOT
 from tests.cluster.schemas import argo_problems, crds
@@ -185,10 +188,10 @@ def test_without_waiting_it_prints_where_to_look(server, call):
     ("parameter", "message"),
     [
         ("pre-set=smoke", "no such parameter; did you mean 'preset'?"),
-        ("gpus=two", "give a whole number, such as 1"),
+        ("gpus=two", "give a whole number, at least 0"),
         ("device=tpu", "unknown; choose from cuda, cpu"),
         ("gpu-tolerations={}", "give JSON, such as ["),
-        ("gpu-node-selector=spot", "give JSON, such as {}"),
+        ("gpu-node-selector=spot", "give JSON, such as {"),
         ("preset", "write name=value"),
     ],
 )
@@ -235,8 +238,69 @@ def test_what_is_no_workflow_is_refused(call, tmp_path):
 
 
 def test_the_dag_is_drawn_with_its_depth_and_progress():
-    lines = [argo._line(depth, entry) for depth, entry in argo.nodes_in_order(RUNNING)]
-    assert lines == ["● byol-full-x7k2p", "  ✔ plan", "  ● pretrain  7/100"]
+    """Row 9: phases, progress, time left, and what is waited for."""
+    started = "2026-01-01T00:00:00Z"
+    now = datetime.fromisoformat(started).timestamp() + 70
+    lock = "Waiting for byol/ConfigMap/byol-limits/device-cuda-1 lock. Lock status: 0/4"
+    shown = workflow(
+        "Running",
+        PLANNED,
+        node("approve", "Running", kind="Suspend"),
+        node("pretrain", "Running", progress="7/100", startedAt=started),
+        node("gpu", "Pending", message="Unschedulable: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu."),
+        node("shards(0)", "Pending", kind="Retry", message=lock),
+        node("shards(1)", "Running", kind="Retry", children=["shards(1)(0)"]),
+        node("shards(1)(0)", "Failed", message="OOMKilled (exit code 137)"),
+    )
+    assert sorted(argo._line(depth, entry, now) for depth, entry in argo.nodes_in_order(shown)) == sorted(
+        [
+            "● byol-full-x7k2p",
+            "  ✔ plan",
+            "  ● approve  waits: approval",
+            "  ● pretrain  7/100  16 min left",
+            "  ◷ gpu  waits: Unschedulable: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
+            "  ◷ shards(0)  waits: the lock device-cuda-1",
+            "  ✖ shards(1)(0)  OOMKilled (exit code 137)",
+        ]
+    )
+
+
+def test_without_a_terminal_a_line_says_what_is_waited_for(server, call):
+    """Row 9: once for each reason, whatever the count of a lock."""
+    lock = "Waiting for byol/ConfigMap/byol-limits/device-cpu lock. Lock status: {}/8"
+    waiting = [
+        workflow("Running", node("shards(0)", "Pending", kind="Retry", message=lock.format(free))) for free in (0, 1)
+    ]
+    server.steps = [*waiting, DONE]
+    code, _, err = call(FULL)
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert [line["waits_for"] for line in lines if "waits_for" in line] == ["the lock device-cpu"]
+    assert code == 0
+
+
+def test_certificates_that_are_not_checked_are_said_once(server, call, monkeypatch):
+    """Row 9: in one line, and not with every request."""
+    monkeypatch.setenv("ARGO_INSECURE_SKIP_VERIFY", "true")
+    server.steps = [RUNNING, RUNNING, DONE]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        code, _, err = call(FULL)
+        warnings.warn("insecure", InsecureRequestWarning, stacklevel=1)
+    assert code == 0
+    assert [line for line in err.splitlines() if not line.startswith("{")] == [
+        f"warning: {server.url}: any certificate is accepted (ARGO_INSECURE_SKIP_VERIFY)"
+    ]
+    assert caught == []
+
+
+def test_a_stopped_workflow_says_why_it_was_stopped(server, call):
+    """Row 8."""
+    stopped = workflow("Failed", node("pretrain", "Failed", message="workflow shutdown with strategy:  Stop"))
+    stopped["metadata"]["annotations"] = {"byol-med/why": "pretrain(0): pending for 60 min, Unschedulable: no GPU"}
+    server.steps = [stopped]
+    code, _, err = call(FULL)
+    assert code == 66
+    assert "Failed: pretrain(0): pending for 60 min, Unschedulable: no GPU; see `argo logs -n byol " in err
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from app.data import write_phantoms
 from app.errors import CollapseError, InputError, Interrupted, StorageError, UsageError
 from app.jobs.run import Run
 from app.stages import downstream, shard
-from app.stages.fan_out import BASELINES, MAX_PODS, FanOut, read_fan_out, write_fan_out
+from app.stages.fan_out import BASELINES, MAX_PODS, FanOut, gpu_hours, missing_shard, read_fan_out, write_fan_out
 from app.stages.fetch import fetch_study
 from app.stages.plan import list_jobs, plan
 from app.stages.shard import run_shard
@@ -88,6 +88,42 @@ def test_seeds_of_a_baseline_share_a_pod(store):
     assert shards(read_fan_out(store, "fan", 3))[0] == [f"set0/random/few_shot/s{seed}" for seed in range(3)]
 
 
+def test_only_what_is_missing_is_handed_on(store, tmp_path):
+    """Row 5: groups in the order of the plan, pretrainings first; a shard with one missing job is started."""
+    run = planned(store, datasets=4, protocols=["finetune", "linear_probe"], methods=["byol"], seeds=2)
+
+    def groups() -> list[tuple[str, bool, int, int]]:
+        write_fan_out(run, tmp_path / "out", 2, "study")
+        found = json.loads((tmp_path / "out/groups.json").read_text())
+        return [(g["group"], g["pretrain"], g["trained"], g["frozen"]) for g in found]
+
+    def finish(*keys: str) -> None:
+        for key in keys:
+            store.write(f"runs/fan/{key}/record.json", b"{}")
+
+    assert groups() == [("byol-s0", True, 2, 2), ("byol-s1", True, 2, 2), (BASELINES, False, 4, 4)]
+    finish("pretrain/byol-s0", "downstream/set0/random/finetune/s0")
+    assert groups() == [("byol-s0", False, 2, 2), ("byol-s1", True, 2, 2), (BASELINES, False, 4, 4)]
+    finish("downstream/set0/byol-s0/finetune/s0", "downstream/set0/random/finetune/s1")
+    assert groups() == [("byol-s0", False, 2, 2), ("byol-s1", True, 2, 2), (BASELINES, False, 3, 4)]
+    # The first of the workflow's three pods takes the second shard: the first has both its jobs.
+    assert [missing_shard(store, "study", BASELINES, "trained", number) for number in range(3)] == [1, 2, 3]
+    with pytest.raises(UsageError, match="--index 3: study has 3 missing shards of baselines, trained"):
+        missing_shard(store, "study", BASELINES, "trained", 3)
+    jobs = list_jobs(run)
+    finish(*(f"pretrain/{job.key}" for job in jobs.pretrain), *(f"downstream/{job.key}" for job in jobs.downstream))
+    assert groups() == []
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert (summary["done"], summary["pods"]) == (len(jobs.pretrain) + len(jobs.downstream), 0)
+
+
+@pytest.mark.parametrize(("size", "epochs", "hours"), [(28, 1000, 11.0), (56, 1000, 44.0), (28, 500, 5.5)])
+def test_the_plan_estimates_gpu_hours_by_the_papers(size, epochs, hours):
+    config = load_config("recommended", [f"pretrain.epochs={epochs}"])
+    config = config.model_copy(update={"data": config.data.model_copy(update={"size": size})})
+    assert gpu_hours(config, {"chestmnist": {"splits": {"train": 112_120}}}) == pytest.approx(hours)
+
+
 @pytest.mark.parametrize(
     ("group", "part", "index", "message"),
     [
@@ -104,13 +140,15 @@ def test_a_shard_that_is_not_there_is_refused(store, group, part, index, message
 
 def node(number: int) -> dict[str, object]:
     """What Argo keeps about one pod, as a 4.x server shows it, with names of the length ours have."""
-    name = f"byol-study-x7k2p.methods({number % 100}:key:byol_plus-s{number % 100}).downstream({number // 100})"
+    group = f"{number % 100}:frozen:2,group:byol_plus-s{number % 100},method:byol_plus,pretrain:true,seed:0,trained:2"
+    name = f"byol-study-x7k2p.groups({group}).trained({number // 100}:2)(0)"
     identity = f"byol-study-x7k2p-{(number * 2654435761) % 2**32}"
-    parameters = {"run-id": "recommended-1a2b3c4d", "group": f"byol_plus-s{number % 100}", "part": "trained"}
+    parameters = {"run-id": "recommended-1a2b3c4d", "jobs-per-pod": "3", "group": f"byol_plus-s{number % 100}"}
+    parameters |= {"part": "trained", "index": "2", "pool": "gpu", "gpus": "1"}
     return {
         "id": identity,
         "name": name,
-        "displayName": f"downstream({number // 100})",
+        "displayName": f"trained({number // 100}:2)",
         "type": "Pod",
         "templateName": "shard",
         "templateScope": f"local/byol-study-x7k2p-{(number * 40503) % 2**32}",
@@ -131,15 +169,18 @@ def node(number: int) -> dict[str, object]:
 
 
 def workflow_object(pods: int, pretrainings: int, tries: int = 1) -> int:
-    """Bytes of a workflow in etcd: its specification, its nodes as gzip in base64, and a line for each pod.
+    """Bytes of a workflow in etcd: its specification, its nodes, and a line of completion for each pod.
 
-    A pod has a node for each try and one above them for its retries; a pretraining has a DAG and two groups besides.
+    A pod has a node for each try and one above them for its retries; a pretraining has a DAG and a group of shards
+    besides. Beyond 1 MB Argo packs the nodes (gzip in base64).
     """
-    count = (pods + 4) * (tries + 1) + 3 * pretrainings + 5
-    nodes = {n["id"]: n for n in map(node, range(count))}
-    specification = json.dumps(yaml.safe_load((ROOT / "workflows/full.yaml").read_text("utf-8")))
-    completed = json.dumps({node(number)["id"]: True for number in range(pods * tries)})
-    return len(specification) + len(base64.b64encode(gzip.compress(json.dumps(nodes).encode()))) + len(completed)
+    count = (pods + 4) * (tries + 1) + 2 * pretrainings + 5
+    nodes = json.dumps({n["id"]: n for n in map(node, range(count))}, separators=(",", ":"))
+    specification = json.dumps(yaml.safe_load((ROOT / "workflows/full.yaml").read_text("utf-8")), separators=(",", ":"))
+    completed = json.dumps({node(number)["id"]: True for number in range(pods * tries)}, separators=(",", ":"))
+    plain = len(specification) + len(nodes) + len(completed)
+    packed = base64.b64encode(gzip.compress(nodes.encode()))
+    return plain if plain <= 2**20 else plain - len(nodes) + len(packed)
 
 
 FAN_OUTS = [
@@ -171,10 +212,9 @@ def test_planning_stays_within_argos_limits(store, tmp_path, datasets, protocols
     assert summary["pods"] <= alone <= MAX_PODS
     outputs = sum(map(len, files.values()))
     assert outputs < 256_000  # Argo's limit for the outputs of a pod
-    pretrain = json.loads(files["pretrain.json"])
-    shards_ = sum(entry[part] for entry in pretrain for part in PARTS)
-    shards_ += sum(int(files[f"baselines-{part}"]) for part in PARTS)
-    assert summary["pods"] == shards_ + len(pretrain)
+    groups = json.loads(files["groups.json"])
+    pretrain = [group for group in groups if group["pretrain"]]
+    assert summary["pods"] == sum(group[part] for group in groups for part in PARTS) + len(pretrain)
     size = workflow_object(summary["pods"], len(pretrain))
     assert workflow_object(alone, len(pretrain), tries=6) < 1_000_000  # what Argo lets into etcd
     assert seconds < 1.0

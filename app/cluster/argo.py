@@ -5,21 +5,26 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from app.cluster.parameters import check_parameters
 from app.errors import InputError, StorageError, UsageError
 
 INSTALL = "the Argo client is not installed; `pip install '.[argo]'` in a clone, or use the argo command line"
 ENDED = ("Succeeded", "Failed", "Error")
 MARKS = {"Succeeded": "✔", "Failed": "✖", "Error": "✖", "Running": "●", "Pending": "◷", "Skipped": "○", "Omitted": "○"}
 Workflow = dict[str, Any]
+Node = dict[str, Any]
 
 
 def read_workflow(path: Path, given: Mapping[str, str]) -> Workflow:
@@ -47,26 +52,15 @@ def read_workflow(path: Path, given: Mapping[str, str]) -> Workflow:
             near = difflib.get_close_matches(name, parameters, n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UsageError(f"--parameter {name}: {path} has no such parameter{hint}; it has {', '.join(parameters)}")
-        _check_type(parameters[name], value)
+        if value not in parameters[name].get("enum", [value]):
+            raise UsageError(f"--parameter {name}={value}: unknown; choose from {', '.join(parameters[name]['enum'])}")
         parameters[name].pop("valueFrom", None)
         parameters[name]["value"] = value
+    try:  # those that a ConfigMap of the namespace gives are the plan's to check
+        check_parameters({name: str(entry["value"]) for name, entry in parameters.items() if "value" in entry})
+    except UsageError as error:
+        raise UsageError(f"--parameter {error}") from error
     return workflow
-
-
-def _check_type(parameter: Mapping[str, Any], value: str) -> None:
-    name = parameter["name"]
-    default = str(parameter.get("value", parameter.get("valueFrom", {}).get("default", "")))
-    if "enum" in parameter and value not in parameter["enum"]:
-        raise UsageError(f"--parameter {name}={value}: unknown; choose from {', '.join(parameter['enum'])}")
-    if default.isdigit() and not value.isdigit():
-        raise UsageError(f"--parameter {name}={value}: give a whole number, such as {default}")
-    if default[:1] in ("{", "["):
-        try:
-            same = isinstance(json.loads(value), dict if default[0] == "{" else list)
-        except ValueError:
-            same = False
-        if not same:
-            raise UsageError(f"--parameter {name}={value}: give JSON, such as {default}")
 
 
 class ArgoServer:
@@ -86,6 +80,12 @@ class ArgoServer:
             raise UsageError(INSTALL) from error
         configuration = argo_workflows.Configuration(host=url)
         configuration.verify_ssl = os.environ.get("ARGO_INSECURE_SKIP_VERIFY", "").lower() not in ("1", "true")
+        if not configuration.verify_ssl:  # urllib3 would say so with every request
+            from urllib3 import disable_warnings
+            from urllib3.exceptions import InsecureRequestWarning
+
+            disable_warnings(InsecureRequestWarning)
+            print(f"warning: {url}: any certificate is accepted (ARGO_INSECURE_SKIP_VERIFY)", file=sys.stderr)
         if token := os.environ.get("ARGO_TOKEN"):
             configuration.api_key["BearerToken"] = token if " " in token else f"Bearer {token}"
         self.url, self.namespace = url, namespace
@@ -161,16 +161,17 @@ def server_url(given: str | None) -> str:
     return url.rstrip("/")
 
 
-def nodes_in_order(workflow: Workflow) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the nodes of a workflow's DAG with their depth: those that run pods or group them, oldest first."""
-    status = workflow.get("status", {})
-    nodes: dict[str, dict[str, Any]] = status.get("nodes", {})
-    members: dict[str, list[dict[str, Any]]] = {}
+def nodes_in_order(workflow: Workflow) -> Iterator[tuple[int, Node]]:
+    """Yield the nodes of a workflow's DAG with their depth: those that run pods, group them or wait, oldest first."""
+    nodes: dict[str, Node] = workflow.get("status", {}).get("nodes", {})
+    members: dict[str, list[Node]] = {}
     for node in nodes.values():
-        if node.get("type") in ("Pod", "DAG", "Skipped"):
+        # A Retry is what its tries hang on; before the first it is what waits for a lock.
+        waits = node.get("type") == "Retry" and not node.get("children")
+        if waits or node.get("type") in ("Pod", "DAG", "Skipped", "Suspend"):
             members.setdefault(node.get("boundaryID", ""), []).append(node)
 
-    def below(identity: str, depth: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    def below(identity: str, depth: int) -> Iterator[tuple[int, Node]]:
         for node in sorted(members.get(identity, []), key=lambda n: (n.get("startedAt") or "", n["displayName"])):
             yield depth, node
             yield from below(node["id"], depth + 1)
@@ -210,7 +211,9 @@ def follow(server: ArgoServer, name: str, *, every_seconds: float = 2.0, patienc
                 if time.monotonic() - answered < patience_seconds:
                     time.sleep(every_seconds)
                     continue
-                raise StorageError(f"{error}; {name} goes on meanwhile, `argo watch {name}` follows it") from error
+                raise StorageError(
+                    f"{error}; {name} goes on meanwhile, `argo watch -n {server.namespace} {name}` follows it"
+                ) from error
             answered = time.monotonic()
             show.send(workflow)
             phase = workflow.get("status", {}).get("phase")
@@ -224,16 +227,47 @@ def follow(server: ArgoServer, name: str, *, every_seconds: float = 2.0, patienc
             n for _, n in nodes_in_order(workflow) if n.get("phase") in ("Failed", "Error") and n["type"] == "Pod"
         ]
         named = ", ".join(f"{node['displayName']} ({node.get('message', node['phase'])})" for node in broken[:3])
+        # whoever stopped it has said why (app/stages/watch.py)
+        named = (workflow["metadata"].get("annotations") or {}).get("byol-med/why") or named
         raise InputError(
-            f"{name}: {phase}{f': {named}' if named else ''}; see `argo logs {name}`, and submit again: "
-            "finished jobs are not run again"
+            f"{name}: {phase}{f': {named}' if named else ''}; see `argo logs -n {server.namespace} {name}`, "
+            "and submit again: finished jobs are not run again"
         )
     return workflow
 
 
-def _line(depth: int, node: Mapping[str, Any]) -> str:
-    progress = f"  {node['progress']}" if node.get("progress", "0/1") not in ("0/1", "1/1") else ""
-    return f"{'  ' * depth}{MARKS.get(node.get('phase', ''), '?')} {node['displayName']}{progress}"
+def waits_for(node: Node) -> str:
+    """Say what a node waits for, in Argo's and Kubernetes' words; empty if it waits for nothing."""
+    if node.get("phase") == "Running" and node.get("type") == "Suspend":
+        return "approval"
+    if node.get("phase") != "Pending":
+        return ""
+    message = " ".join(str(node.get("message", "")).split())
+    lock = re.match(r"Waiting for (?:\S+/)?(\S+) lock", message)
+    return f"the lock {lock[1]}" if lock else message
+
+
+def time_left(node: Node, now: float) -> str:
+    """Estimate from its progress when a running node ends: ``12 min left``; empty if there is nothing to tell it from.
+
+    Args:
+        node: a node of a workflow.
+        now: seconds since the epoch.
+    """
+    done, _, total = str(node.get("progress", "")).partition("/")
+    if node.get("phase") != "Running" or not (done.isdigit() and total.isdigit()) or not 0 < int(done) < int(total):
+        return ""
+    ran = now - datetime.fromisoformat(node["startedAt"]).timestamp()
+    seconds = ran * (int(total) - int(done)) / int(done)
+    return f"{seconds / 3600:.1f} h left" if seconds >= 5400 else f"{math.ceil(seconds / 60)} min left"
+
+
+def _line(depth: int, node: Node, now: float) -> str:
+    progress = "" if node.get("progress", "0/1") in ("0/1", "1/1") else node["progress"]
+    ended = node.get("phase") in ("Failed", "Error")
+    why = node.get("message", "") if ended else f"waits: {reason}" if (reason := waits_for(node)) else ""
+    words = (MARKS.get(node.get("phase", ""), "?"), node["displayName"], progress, time_left(node, now), why)
+    return "  " * depth + "  ".join(filter(None, words)).replace("  ", " ", 1)
 
 
 def _live() -> Generator[None, Workflow, None]:
@@ -246,19 +280,21 @@ def _live() -> Generator[None, Workflow, None]:
     with Live(console=console, auto_refresh=False) as live:
         while True:
             workflow = yield
-            lines = [_line(depth, node) for depth, node in nodes_in_order(workflow)]
-            live.update(Text("\n".join(lines[-(console.height - 1) :])), refresh=True)
+            lines = [_line(depth, node, time.time()) for depth, node in nodes_in_order(workflow)]
+            text = Text("\n".join(lines[-(console.height - 1) :]), no_wrap=True, overflow="ellipsis")
+            live.update(text, refresh=True)
 
 
 def _lines() -> Generator[None, Workflow, None]:
-    """Print a JSON line for every node that has changed."""
-    seen: dict[str, str] = {}
+    """Print a JSON line for every node that has changed, or waits for something else."""
+    seen: dict[str, tuple[str, str]] = {}
     while True:
         workflow = yield
         for _, node in nodes_in_order(workflow):
-            phase = node.get("phase", "")
-            if seen.get(node["id"]) != phase:
-                seen[node["id"]] = phase
+            phase, reason = node.get("phase", ""), waits_for(node)
+            if seen.get(node["id"]) != (phase, reason):
+                seen[node["id"]] = (phase, reason)
                 stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
                 line = {"time": stamp, "stage": "submit", "workflow": workflow["metadata"]["name"]}
-                print(json.dumps(line | {"node": node["displayName"], "phase": phase}), file=sys.stderr, flush=True)
+                line |= {"node": node["displayName"], "phase": phase} | ({"waits_for": reason} if reason else {})
+                print(json.dumps(line), file=sys.stderr, flush=True)

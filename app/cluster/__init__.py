@@ -1,0 +1,1 @@
+"""Argo and Kubernetes: the parameters of a workflow, and clients of both servers."""

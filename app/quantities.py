@@ -1,0 +1,46 @@
+"""Quantities as Kubernetes writes them, for options that a cluster fills in."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from app.errors import UsageError
+
+# https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
+_SUFFIXES = {"": 1.0, "m": 1e-3}
+_SUFFIXES |= {prefix: 1000.0**power for power, prefix in enumerate("kMGTPE", 1)}
+_SUFFIXES |= {f"{prefix}i": 1024.0**power for power, prefix in enumerate("KMGTPE", 1)}
+_QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:[eE](\d+)|(\w*))")
+
+
+def quantity(text: str) -> float:
+    """Return the number that a Kubernetes quantity stands for: ``500m`` is 0.5, ``1Gi`` is 2³⁰.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = _QUANTITY.fullmatch(text)
+    if found is None or (found[3] or "") not in _SUFFIXES:
+        raise ValueError(f"{text!r} is no quantity")
+    number, exponent, suffix = found.groups()
+    return float(number) * (10.0 ** int(exponent) if exponent else _SUFFIXES[suffix or ""])
+
+
+def threads(text: str) -> int:
+    """Return the threads that a quantity of CPUs has room for: ``500m`` has for one, ``3.5`` for four.
+
+    Raises:
+        UsageError: no quantity, or none of a CPU.
+    """
+    if (wanted := cpus(text)) is not None:
+        raise UsageError(f"--threads {text}: give {wanted}")
+    return math.ceil(quantity(text))
+
+
+def cpus(text: str) -> str | None:
+    """Say what a quantity of CPUs ought to be; None if it is one."""
+    try:
+        return None if quantity(text) > 0 else "more than none"
+    except ValueError:
+        return "CPUs, such as 4 or 500m"
