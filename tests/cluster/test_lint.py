@@ -14,7 +14,7 @@ import yaml
 from tests.cluster.checks import EXAMPLE, OVERLAYS, workspace
 from tests.cluster.documents import ROOT, render, tool
 
-SHELL = [".ci/run"]
+SHELL = [".ci/run", "tests/cluster/node/cluster.sh"]
 
 
 def run(*command: str) -> str:
@@ -24,7 +24,7 @@ def run(*command: str) -> str:
 
 
 def test_yamllint_is_content() -> None:
-    run(tool("yamllint"), "--strict", "workflows", "k8s", ".checkov.yaml")
+    run(tool("yamllint"), "--strict", "workflows", "k8s", ".checkov.yaml", ".github")
 
 
 def test_hadolint_is_content() -> None:
