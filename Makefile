@@ -12,10 +12,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK_VENV := .venv-lock
+AUDIT_VENV := .venv-audit
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test chaos gpu-check smoke lint types check format lock clean workflows image image-test local-run submit \
+.PHONY: help demo test chaos gpu-check smoke lint types check format lock secrets audit clean workflows image image-test local-run submit \
         cluster cluster-test
 
 help: ## show this list
@@ -112,6 +113,19 @@ lock: ## rewrite requirements*.txt from requirements*.in (ARGS=--upgrade takes n
 	done
 	rm -rf $(LOCK_VENV)
 
+# What scans lives apart from what is scanned. The baseline names what looks like a secret and is none, after somebody's look.
+secrets: ## look for secrets in the repository; ARGS=--update takes a new baseline, which is to be read by eye
+	@test -x $(AUDIT_VENV)/bin/detect-secrets || { $(PYTHON) -m venv --clear $(AUDIT_VENV) && \
+	  $(AUDIT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check detect-secrets==1.5.0 pip-audit==2.10.1; }
+ifeq ($(ARGS),--update)
+	git ls-files -z | xargs -0 $(AUDIT_VENV)/bin/detect-secrets scan > .secrets.baseline
+else
+	git ls-files -z | xargs -0 $(AUDIT_VENV)/bin/detect-secrets-hook --baseline .secrets.baseline
+endif
+
+audit: secrets ## known vulnerabilities of the locked requirements, by PyPI's advisories: needs the network
+	$(AUDIT_VENV)/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.txt
+
 clean: ## remove .venv and caches; results (runs/) stay
-	rm -rf $(VENV) $(LOCK_VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(LOCK_VENV) $(AUDIT_VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
 	find app tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,7 +13,7 @@ from app.jobs import keys
 from app.report.collect import collect
 from app.report.compare import Analysis
 from app.report.content import Block, build_context
-from app.report.table import Table, escape, markdown, plain
+from app.report.table import Table, code, escape, markdown, plain
 from app.report.tables import csv_text
 from app.storage import Store
 
@@ -87,7 +87,8 @@ def render_html(context: Mapping[str, Any]) -> str:
 def render_markdown(context: Mapping[str, Any]) -> str:
     """Render the same content for readers of text: tables as Markdown, figures as links."""
     out = [f"# {context['title']}", ""]
-    out += [f"Run `{context['run_id']}` · preset `{context['preset']}` · {context['date']} · {context['progress']}", ""]
+    names = f"Run {code(context['run_id'])} · preset {code(context['preset'])}"
+    out += [f"{names} · {escape(context['date'])} · {context['progress']}", ""]
     if context["synthetic"]:
         out += [f"> **{context['synthetic']}**", ""]
     out += [f"> {context['not_clinical']}", "", "## Findings", ""]

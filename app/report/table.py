@@ -86,6 +86,11 @@ def escape(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
+def code(text: str) -> str:
+    """Show text as code inside Markdown, which it cannot leave."""
+    return f"`{escape(text).replace('`', '')}`"
+
+
 def _pipe(cells: Iterable[str], escaped: bool = False) -> str:
     return "| " + " | ".join(c if escaped else escape(c) for c in cells) + " |"
 

@@ -18,7 +18,7 @@ from app.runtime import cpu_flags, cpu_model
 from app.science.convolutions import Table, names_of, table_of
 from app.science.kernels import measured_table, plain_table, shapes_of
 
-VERSION = 1  # of what is measured and how; another one forgets what was kept
+VERSION = 2  # of what is measured and how; another one forgets what was kept
 WORTHWHILE = 100  # steps of a job that a measurement pays for
 
 

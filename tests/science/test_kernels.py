@@ -7,7 +7,7 @@ import torch
 
 from app.science import kernels
 from app.science.convolutions import FEW, LIBRARY, ONEDNN, ROWS, TAPS, Shape, Ways, backward, forward, use
-from app.science.kernels import fastest, measured_table, plain_table, shapes_of, ways_of
+from app.science.kernels import fastest, measured_table, plain_table, shapes_of, sound_ways, ways_of
 from app.science.networks import Encoder, mlp
 
 
@@ -130,7 +130,7 @@ def impossible(clock):
 )
 def test_the_fastest_that_is_right(ways, usual, expected, clock):
     ways = {name: functools.partial(do, clock) for name, do in ways.items()}
-    assert fastest(ways, right=RIGHT, rounding=1e-5, usual=usual) == expected
+    assert fastest(sound_ways(ways, right=RIGHT, rounding=1e-5), usual=usual) == expected
 
 
 def test_memory_that_nobody_wrote_is_not_right():
@@ -142,7 +142,27 @@ def test_memory_that_nobody_wrote_is_not_right():
         out[::2] = 0
         return out
 
-    assert fastest({"a": unwritten, "b": lambda: right.clone()}, right=right, rounding=1e-5, usual="a") == "b"
+    assert list(sound_ways({"a": unwritten, "b": right.clone}, right=right, rounding=1e-5)) == ["b"]
+
+
+@pytest.mark.parametrize(("together", "expected"), [(2.0, Ways(LIBRARY, LIBRARY, LIBRARY)), (4.0, Ways(FEW, FEW, FEW))])
+def test_three_fast_passes_need_not_make_a_fast_whole(together, expected, clock, monkeypatch):
+    """Each pass alone is fastest by the library; what the three cost together is ``together`` against 3."""
+
+    def one(x, weight, stride, way):
+        clock.now += 0.0 if way == LIBRARY else 1.0
+        return forward(x, weight, stride, way)
+
+    def others(gradient, x, weight, stride, ways, wanted=(True, True)):
+        if all(wanted):
+            clock.now += together if ways.input == LIBRARY else 2.0
+        else:
+            clock.now += 0.1 if ways.input == LIBRARY else 1.0
+        return backward(gradient, x, weight, stride, ways, wanted)
+
+    monkeypatch.setattr(kernels, "forward", one)
+    monkeypatch.setattr(kernels, "backward", others)
+    assert kernels.measured_ways(shape(4), 2) == expected
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
