@@ -12,7 +12,7 @@ import typer
 
 from app.bench.cli import bench_app
 from app.cluster.parameters import check_parameters
-from app.errors import InputError, UsageError
+from app.errors import Interrupted, StorageError, UsageError
 from app.exits import exit_code
 from app.options import Asked, Seed, StoreUri, example, one_of, takes_settings, with_home
 
@@ -176,11 +176,7 @@ def report(
 
     summary = stage.run(_store(store), run_id, out)
     print("\n".join(summary.lines))
-    if summary.missing:
-        raise InputError(
-            f"--run-id {run_id}: {len(summary.missing)} of the plan's results are missing; "
-            "the report names them, run those jobs and `report` again"
-        )
+    summary.check_complete()
 
 
 @app.command(epilog=example("status --workflow study-x7k2p --phase Succeeded --store s3://bucket/nih"))
@@ -225,7 +221,10 @@ def run(
     *,
     asked: Asked,
 ) -> None:
-    """Run a whole study on this machine: plan, pretrain, downstream, report."""
+    """Run a whole study on this machine: plan, pretrain, downstream, report.
+
+    Of the jobs that failed, an error worth another try decides the exit code if there is one, else the first.
+    """
     from app.jobs.run import planned_settings
     from app.stages.run import run_study
 
@@ -238,7 +237,8 @@ def run(
     )
     print("\n".join(summary.lines))
     if errors:
-        raise errors[0]
+        raise next((error for error in errors if isinstance(error, StorageError | Interrupted)), errors[0])
+    summary.check_complete()
 
 
 @app.command(epilog=example("submit workflows/full.yaml -p preset=paper-text -p seeds=0,1,2"))

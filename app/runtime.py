@@ -282,14 +282,16 @@ class Progress:
     def say(self, message: str, **fields: Any) -> None:
         """Print one message at once."""
         if sys.stderr.isatty():
-            print(f"{self.stage}: {message}", file=sys.stderr, flush=True)
+            with contextlib.suppress(BrokenPipeError):  # nobody reads on, which does not concern the job
+                print(f"{self.stage}: {message}", file=sys.stderr, flush=True)
         else:
             self._line(message=message, **fields)
 
     def _line(self, **fields: Any) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         line = {"time": stamp, "stage": self.stage} | self.context | fields
-        print(json.dumps(line), file=sys.stderr, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # nobody reads on, which does not concern the job
+            print(json.dumps(line), file=sys.stderr, flush=True)
 
     def write_progress_file(self, done: int, total: int) -> None:
         """Write ``done/total`` to Argo's progress file, if there is one."""

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, Va
 from app.errors import InputError
 from app.jobs import keys
 from app.jobs.claims import LostClaim
+from app.settings import DataName
 from app.storage import MissingObject, Store, sha256
 
 Number = Annotated[  # JSON has no NaN: null stands for it
@@ -90,10 +91,10 @@ class TestImages(_Model):
 class Overlap(_Model):
     """Images that test splits share with the pretraining set, of which this split, so many images, is pretrained on."""
 
-    pretraining: str
+    pretraining: DataName
     split: str
     images: int
-    test: Mapping[str, TestImages]
+    test: Mapping[DataName, TestImages]
 
 
 class Experiment(_Model):
@@ -113,7 +114,7 @@ class Experiment(_Model):
     science: Mapping[str, Any]
     monitor: str | None
     plan: Plan
-    data: Mapping[str, DatasetInfo]
+    data: Mapping[DataName, DatasetInfo]
     overlap: Overlap | None = None  # None if nothing is pretrained, or the plan is older than the comparison
     created: str
 
@@ -193,7 +194,7 @@ class DownstreamRecord(Record):
     """
 
     kind: Literal["downstream"] = "downstream"
-    dataset: str
+    dataset: DataName
     init: str
     protocol: str
     task: str

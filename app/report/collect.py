@@ -200,6 +200,24 @@ def _curves(store: Store, folder: str, record: PretrainRecord) -> tuple[Mapping[
     )
 
 
+def _check_same_experiment(record: Record, experiment: Experiment) -> None:
+    """Refuse a record of other settings or other data than the experiment's, which `plan --overwrite` can leave."""
+    settings, science = experiment.config, record.science
+    planned = {
+        "network": settings.get("network", {}),
+        "pretrain": settings.get("pretrain", {}),
+        "views": {**settings.get("views", {}), **settings.get("views_plus", {})},
+        "protocol": settings.get("protocols", {}).get(getattr(record, "protocol", None), {}),
+    }
+    for part, values in planned.items():
+        for name, value in science.get(part, {}).items():
+            if name != "init" and name in values and values[name] != value:  # weights are named by their checksum
+                raise _Damaged(f"of another experiment ({part}.{name} is {value}, the plan says {values[name]})")
+    for name, entry in record.data.items():
+        if name in experiment.data and entry.get("sha256") != experiment.data[name].sha256:
+            raise _Damaged(f"of another experiment (its {name} is another file)")
+
+
 # --- the whole run ----------------------------------------------------------------------------------
 
 
@@ -251,6 +269,7 @@ def _pretraining(store: Store, root: str, experiment: Experiment, missing: list[
             continue
         try:
             record = _parse(PretrainRecord, store.read(keys.record(folder)))
+            _check_same_experiment(record, experiment)
         except (_Damaged, InputError) as error:
             missing.append(Missing("pretrain", key, str(error)))
             continue
@@ -274,6 +293,7 @@ def _downstream(
             continue
         try:
             record = _parse(DownstreamRecord, store.read(keys.record(folder)))
+            _check_same_experiment(record, experiment)
         except (_Damaged, InputError) as error:
             missing.append(Missing("downstream", key, str(error)))
             continue

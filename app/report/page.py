@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from app.errors import InputError
 from app.jobs import keys
 from app.report.collect import collect
 from app.report.compare import Analysis
@@ -35,6 +36,18 @@ class ReportSummary:
     def lines(self) -> list[str]:
         """What a terminal shows of it."""
         return [self.table_text, *(f"missing: {thing}" for thing in self.missing), f"report: {self.page}"]
+
+    def check_complete(self) -> None:
+        """Find out whether anything is missing.
+
+        Raises:
+            InputError: something is.
+        """
+        if self.missing:
+            raise InputError(
+                f"{self.page}: {len(self.missing)} of the plan's results are missing; the report names them, run those "
+                "jobs and `report` again"
+            )
 
 
 def write_report(store: Store, run_id: str) -> ReportSummary:

@@ -573,6 +573,47 @@ def test_predictions_that_are_missing_or_damaged_cost_only_what_needs_them() -> 
     assert all(r.chosen is not None for r in collect(run.store, RUN).cells["pneumoniamnist", "few_shot", "byol"])
 
 
+@pytest.mark.parametrize(
+    ("key", "what", "reason"),
+    [
+        ("pretrain/byol-s0", {"science": {"pretrain": {"epochs": 300}}}, "pretrain.epochs is 300, the plan says 20"),
+        (
+            "downstream/pneumoniamnist/byol-s0/finetune/s0",
+            {"science": {"protocol": {"name": "finetune", "epochs": 9}}},
+            "protocol.epochs is 9, the plan says 25",
+        ),
+        (
+            "downstream/pneumoniamnist/byol-s0/finetune/s0",
+            {"data": {"pneumoniamnist": {"sha256": "f" * 64}}},
+            "its pneumoniamnist is another file",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("undrawn")
+def test_records_that_a_plan_made_anew_no_longer_means_are_missing(key: str, what: dict[str, Any], reason: str) -> None:
+    run = small().write()
+    run.experiment(config={"pretrain": {"epochs": 20}, "protocols": {"finetune": {"epochs": 25}}})
+    run.put(f"{key}/record.json", json.loads(run.store.read(f"{ROOT}/{key}/record.json")) | what)
+    study = collect(run.store, RUN)
+    assert [str(missing) for missing in study.missing] == [
+        f"{key.replace('/', ' ', 1)}: of another experiment ({reason})"
+    ]
+    if key.startswith("pretrain"):
+        assert "byol-s0" not in {run.record.key for run in study.pretraining}
+    else:
+        assert 0 not in {result.record.seed for result in study.cells["pneumoniamnist", "finetune", "byol"]}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_name_that_could_be_a_script_is_no_name() -> None:
+    run = small().write()
+    experiment = json.loads(run.store.read(f"{ROOT}/experiment.json"))
+    experiment["data"]['x"><script>alert(1)</script>'] = experiment["data"]["pneumoniamnist"]
+    run.put("experiment.json", experiment)
+    with pytest.raises(InputError, match="damaged record"):
+        write_report(run.store, RUN)
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_missing_test_labels_are_named_and_intervals_over_images_left_out() -> None:
     run = small().write()
