@@ -246,7 +246,7 @@ def _read_labels(npz: NpzReader, split: str) -> NDArray[np.int64]:
             f"{npz.path}: {key} holds {int(known.min())}; labels count from 0: write NaN for a missing label of a "
             "multi-label set, and decide what an uncertain one counts as"
         )
-    if known.size and known.max() > np.iinfo(np.int32).max:
+    if known.size and int(known.max()) >= 2**31:
         raise InputError(f"{npz.path}: {key} holds {int(known.max())}; number the classes 0, 1, 2 …")
     labels = np.where(missing, MISSING, np.where(missing, 0, labels).astype(np.int64))
     if labels.ndim == 1:

@@ -14,7 +14,7 @@ from app.jobs import keys
 from app.report.collect import collect
 from app.report.compare import Analysis
 from app.report.content import Block, build_context
-from app.report.table import Table, code, escape, markdown, plain
+from app.report.table import Table, code, escape, fenced, markdown, plain
 from app.report.tables import csv_text
 from app.storage import Store
 
@@ -144,7 +144,7 @@ def render_markdown(context: Mapping[str, Any]) -> str:
     )
     section("Jobs", context["jobs"])
     section("Environment", context["environment"])
-    section("Settings", f"```yaml\n{context['settings']}```")
+    section("Settings", fenced(context["settings"], "yaml"))
     section("Licences and references", _list((*context["licences"], *context["references"])))
     return "\n".join(out).rstrip() + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
@@ -89,6 +90,12 @@ def escape(text: str) -> str:
 def code(text: str) -> str:
     """Show text as code inside Markdown, which it cannot leave."""
     return f"`{escape(text).replace('`', '')}`"
+
+
+def fenced(text: str, language: str) -> str:
+    """Show lines as code inside Markdown, between fences that are longer than any in them."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
 def _pipe(cells: Iterable[str], escaped: bool = False) -> str:
