@@ -208,7 +208,7 @@ def _read(store: Store, folder: str, *, exact_age: bool) -> tuple[Versioned, dic
             and (owner is None or isinstance(owner["pid"], int))
             and (owner is None or {"host", "boot", "space", "started"} <= owner.keys())
         )
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         sound = False
     if not sound:
         raise InputError(f"{store.uri}/{key}: damaged, not a claim; delete it and run the job again")
@@ -224,31 +224,50 @@ def _live_owner(found: Versioned, value: dict[str, Any]) -> str | None:
 
 def _this_process() -> dict[str, Any]:
     """What tells this process from every other: where the system says it, also from one that had its number."""
+    found = _status(os.getpid())
     return {
         "host": platform.node(),
         "pid": os.getpid(),
         "boot": _first_line("/proc/sys/kernel/random/boot_id"),
         "space": _link("/proc/self/ns/pid"),
-        "started": _started(os.getpid()),
+        "started": None if found is None else found[1],
     }
 
 
 def _is_dead(owner: dict[str, Any]) -> bool:
-    """Whether an owner in this machine's (or container's) view is certainly gone: no need to wait for it."""
+    """Whether an owner in this machine's (or container's) view is certainly gone: no need to wait for it.
+
+    A process whose start cannot be read may be hidden from us (/proc mounted with hidepid): it is gone only if the
+    system knows none of its number.
+    """
     here = _this_process()
     if here["boot"] is None or here["space"] is None:
         return False
     if (owner["boot"], owner["space"]) != (here["boot"], here["space"]):
         return False
-    started: str | None = owner["started"]
-    return _started(owner["pid"]) != started
+    found = _status(owner["pid"])
+    if found is None:
+        return not _exists(owner["pid"])
+    state, started = found
+    return state in "ZX" or owner["started"] not in (None, started)
 
 
-def _started(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot; None if there is none, or it is a zombie."""
+def _status(pid: int) -> tuple[str, str] | None:
+    """State of a process, and when it started in clock ticks since boot; None if that cannot be read."""
     line = _first_line(f"/proc/{pid}/stat")
     fields = [] if line is None else line.rpartition(")")[2].split()
-    return None if not fields or fields[0] in "ZX" else fields[19]
+    return (fields[0], fields[19]) if len(fields) > 19 else None
+
+
+def _exists(pid: int) -> bool:
+    """Whether there is a process of this number, whoever's it is."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _first_line(path: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -186,13 +187,62 @@ def test_a_process_of_the_same_number_is_another_one() -> None:
     assert not claims._is_dead(this | {"started": "1", "space": "pid:[1]"})
 
 
+@pytest.fixture
+def no_process() -> int:
+    """The number of a process that was."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return ended.pid
+
+
+def test_a_process_that_ended_is_dead(no_process: int) -> None:
+    this = claims._this_process()
+    assert claims._is_dead(this | {"pid": no_process})
+    assert claims._is_dead(this | {"pid": 10**400})
+    zombie = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    assert zombie.stdout is not None
+    zombie.stdout.read()  # until it ends; nobody has waited for it
+    deadline = time.monotonic() + 60
+    while not claims._is_dead(this | {"pid": zombie.pid, "started": None}) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert claims._is_dead(this | {"pid": zombie.pid, "started": None})
+    zombie.wait()
+
+
+@pytest.mark.parametrize("restricted", ["other users' files", "other users' folders"])
+def test_a_live_owner_that_we_may_not_look_at_is_not_dead(
+    monkeypatch: pytest.MonkeyPatch, no_process: int, restricted: str
+) -> None:
+    """As where /proc is mounted with hidepid=1, or 2, and the owner is another user."""
+    this, read_text, kill = claims._this_process(), Path.read_text, os.kill
+    other = os.getppid()
+
+    def hidden(path: Path, *args: Any, **options: Any) -> str:
+        if re.fullmatch(r"/proc/\d+/stat", str(path)) and str(os.getpid()) not in str(path):
+            raise PermissionError(str(path)) if restricted.endswith("files") else FileNotFoundError(str(path))
+        return read_text(path, *args, **options)
+
+    def refused(pid: int, number: int) -> None:
+        kill(pid, number)
+        if pid != os.getpid():
+            raise PermissionError("another user's")
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    monkeypatch.setattr(os, "kill", refused)
+    assert not claims._is_dead(this | {"pid": other, "started": "1"})
+    assert claims._is_dead(this | {"pid": no_process})
+    assert not claims._is_dead(this)
+
+
 def test_generations_go_on_above_what_was_seen(store: Store) -> None:
     with claim_of(store, above=7) as claim:
         assert claim is not None
         assert claim.generation == 8
 
 
-@pytest.mark.parametrize("data", [b"", b"x", b"[]", b"{}", b'{"generation": 1, "owner": {}}', b'{"owner": null}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"x", b"[]", b"{}", b'{"generation": 1, "owner": {}}', b'{"owner": null}', b"[" * 100_000]
+)
 def test_a_damaged_claim_is_said(store: Store, data: bytes) -> None:
     store.write(KEY, data)
     with pytest.raises(InputError, match=r"claim\.json: damaged, not a claim"), claim_of(store):
