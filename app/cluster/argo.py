@@ -132,12 +132,14 @@ class ArgoServer:
             ) from error
         try:
             answer: Workflow = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{self.url}: answers, but is no Argo server; check --server or ARGO_SERVER") from error
         return answer
 
     def _explain(self, status: int, reason: str, body: Any) -> UsageError | StorageError:
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # without words of the server's: the status line
+        with contextlib.suppress(
+            ValueError, TypeError, KeyError, RecursionError
+        ):  # without words of the server's: the status line
             reason = json.loads(body)["message"]
         reason = " ".join(str(reason).split())[:300]
         if status in (401, 403):

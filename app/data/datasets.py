@@ -232,6 +232,8 @@ def _read_labels(npz: NpzReader, split: str) -> NDArray[np.int64]:
     header = npz.header(key)
     if header.dtype.kind not in "iubf":
         raise InputError(f"{npz.path}: {key} is {header.dtype}; save the labels as whole numbers (int64)")
+    if len(header.shape) not in (1, 2) or 0 in header.shape[1:]:
+        raise InputError(f"{npz.path}: {key} has shape {header.shape}; save it as (N,) or (N, L)")
     labels = npz.read(key)
     missing = np.isnan(labels) if header.dtype.kind == "f" else np.zeros(labels.shape, bool)
     if missing.any() and (labels.ndim == 1 or labels.shape[1] == 1):
@@ -251,8 +253,6 @@ def _read_labels(npz: NpzReader, split: str) -> NDArray[np.int64]:
     labels = np.where(missing, MISSING, np.where(missing, 0, labels).astype(np.int64))
     if labels.ndim == 1:
         labels = labels[:, None]
-    if labels.ndim != 2 or labels.shape[1] == 0:
-        raise InputError(f"{npz.path}: {key} has shape {header.shape}; save it as (N,) or (N, L)")
     return labels.astype(np.int64)
 
 

@@ -153,7 +153,7 @@ def _kept(cache: Path, key: str) -> tuple[Images, Reading] | None:
     try:
         value = json.loads((cache / f"{key}.json").read_bytes())
         reading, shape = Reading.of_json(value["reading"]), tuple(value["shape"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     images = open_cache(cache, key, shape)
     return None if images is None else (images, reading)

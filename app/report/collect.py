@@ -143,7 +143,7 @@ def _parse(model: type[_M], data: bytes) -> _M:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "record"
         raise _Damaged(f"damaged record ({where}: {first['msg']})") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
         raise _Damaged("damaged record (not JSON)") from error
 
 
@@ -191,13 +191,13 @@ def _curves(store: Store, folder: str, record: PretrainRecord) -> tuple[Mapping[
     lines = _read_listed(store, folder, keys.CURVES, record).splitlines()
     try:
         points = [json.loads(line) for line in lines if line.strip()]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise _Damaged(f"{keys.CURVES} is damaged (not JSON lines)") from error
-    return tuple(
-        {k: float(v) for k, v in point.items() if isinstance(v, int | float)}
-        for point in points
-        if isinstance(point, dict)
-    )
+        return tuple(
+            {k: float(v) for k, v in point.items() if isinstance(v, int | float)}
+            for point in points
+            if isinstance(point, dict)
+        )
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise _Damaged(f"{keys.CURVES} is damaged (not JSON lines of numbers)") from error
 
 
 def _check_same_experiment(record: Record, experiment: Experiment) -> None:
@@ -334,8 +334,11 @@ def _test_labels(store: Store, experiment: Experiment, missing: list[Missing]) -
         except MissingObject:
             missing.append(Missing("data", what, "not there; no interval over test images, no ROC curve"))
             continue
-        except (InputError, ValueError, KeyError, TypeError) as error:
+        except (InputError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             missing.append(Missing("data", what, f"damaged ({type(error).__name__})"))
+            continue
+        if values.ndim not in (1, 2):
+            missing.append(Missing("data", what, f"damaged (of shape {values.shape})"))
             continue
         labels[name] = values[:, None] if values.ndim == 1 else values
     return labels

@@ -67,7 +67,7 @@ def _read(file: Path, about: dict[str, Any]) -> Table | None:
         found = json.loads(file.read_bytes())
         table = table_of(found["ways"])
         return table if found["about"] == about and list(table) == about["shapes"] else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing, cut off, or of another hand
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # missing, or of another hand
         return None
 
 

@@ -38,6 +38,18 @@ def load(tmp_path, labels, task=None):
 GRADES = np.arange(20) % 5
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+@pytest.mark.parametrize("shape", [(), (20, 0), (20, 1, 1), (20, 2, 2)])
+def test_labels_of_another_shape_are_refused(tmp_path, dtype, shape) -> None:
+    labels = {"train": GRADES, "val": GRADES, "test": GRADES}
+    arrays = {f"{name}_images": np.zeros((20, 28, 28), np.uint8) for name in labels}
+    arrays |= {f"{name}_labels": values for name, values in labels.items()}
+    wrong = np.full(shape, np.nan if dtype == np.float32 else 1, dtype)
+    np.savez(tmp_path / "own.npz", **arrays | {"val_labels": wrong})
+    with pytest.raises(InputError, match=r"val_labels has shape .*; save it as \(N,\) or \(N, L\)"):
+        load_dataset("own", path=tmp_path / "own.npz")
+
+
 class TestOneHot:
     @pytest.mark.parametrize("dtype", [np.uint8, bool, np.int64, np.float32])
     @pytest.mark.parametrize("task", [None, "multi-class", "ordinal"])

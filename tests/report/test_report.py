@@ -624,6 +624,41 @@ def test_missing_test_labels_are_named_and_intervals_over_images_left_out() -> N
     assert all(c.images is None for c in Analysis(collect(run.store, RUN)).comparisons)
 
 
+NESTED = b"[" * 100_000
+SIDE_FILES = {
+    "labels that are too large": ("labels", json.dumps({"labels": [[10**30]]}).encode()),
+    "labels that are none": ("labels", b'{"labels": 5}'),
+    "labels in too many dimensions": ("labels", b'{"labels": [[[1]]]}'),
+    "labels without end": ("labels", NESTED),
+    "labels of too many digits": ("labels", b'{"labels": [' + b"1" * 5000 + b"]}"),
+    "a curve beyond every float": ("curves", b'{"loss": ' + b"1" * 400 + b"}"),
+    "a curve of too many digits": ("curves", b'{"loss": ' + b"1" * 5000 + b"}"),
+    "a curve without end": ("curves", NESTED),
+    "a curve that is no text": ("curves", b"\xff\xfe"),
+    "a record of too many digits": ("record", b'{"version": ' + b"1" * 5000 + b"}"),
+    "a record without end": ("record", NESTED),
+}
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("name", SIDE_FILES)
+def test_one_damaged_file_costs_what_it_held_and_no_more(name: str) -> None:
+    kind, data = SIDE_FILES[name]
+    run = small().write()
+    if kind == "labels":
+        run.put("samples/pneumoniamnist_test_labels.json", data)
+    elif kind == "record":
+        run.put("downstream/pneumoniamnist/byol-s1/finetune/s1/record.json", data)
+    else:
+        run.put("pretrain/byol-s0/curves.jsonl", data)
+        record = json.loads(run.store.read(f"{ROOT}/pretrain/byol-s0/record.json"))
+        record["files"]["curves.jsonl"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        run.put("pretrain/byol-s0/record.json", record)
+    [missing] = collect(run.store, RUN).missing
+    assert "damaged" in missing.reason
+    assert write_report(run.store, RUN).table_text
+
+
 def test_synthetic_says_so_everywhere_and_compares_with_no_paper() -> None:
     run = small(synthetic=True, protocols=("finetune",)).write()
     summary = write_report(run.store, RUN)
