@@ -19,6 +19,7 @@ from app.errors import InputError, StorageError
 from app.jobs import keys
 from app.jobs.claims import LostClaim
 from app.jobs.records import pointer, read_latest, read_verified, to_json
+from app.machine import out_of_memory
 from app.storage import Store
 
 VERSION = 1
@@ -174,6 +175,8 @@ def load_checkpoint(store: Store, folder: str, *, warn: Callable[[str], None]) -
         try:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for what it cannot, or must not, load
+            if out_of_memory(error):
+                raise
             warn(
                 f"{store.uri}/{folder}/{entry['key']}: not a checkpoint that is safe to load ({_first_line(error)}); "
                 "trying the checkpoint before it"
@@ -233,6 +236,8 @@ def parse_weights(data: bytes, *, source: str) -> tuple[dict[str, Tensor], dict[
         try:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
+            if out_of_memory(error):
+                raise
             what = _first_line(error)
             if "weights_only" in str(error) or "WeightsUnpickler" in str(error):
                 what = re.sub(r".*(Unsupported [^.\n]*|GLOBAL [\w.]+).*", r"\1", str(error), flags=re.S)[:200]
@@ -246,13 +251,14 @@ def parse_weights(data: bytes, *, source: str) -> tuple[dict[str, Tensor], dict[
             raise InputError(f"{source}: holds no plain state dict; save model.state_dict() and give that file")
         return tensors, {}
     try:
+        tensors = safetensors.torch.load(data)  # first, for it is strict: its header is a flat one
         header = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + header]).get("__metadata__", {})
-        return safetensors.torch.load(data), metadata
-    except (SafetensorError, ValueError, AttributeError) as error:
+        metadata = json.loads(data[8 : 8 + header]).get("__metadata__") or {}
+    except (SafetensorError, ValueError) as error:
         raise InputError(
             f"{source}: not a readable safetensors file ({_first_line(error)}); give another file"
         ) from error
+    return tensors, metadata
 
 
 def _first_line(error: Exception) -> str:

@@ -160,6 +160,27 @@ def test_a_checkpoint_cannot_run_code(store, capsys):
     assert capsys.readouterr().out == ""
 
 
+NO_MEMORY = [
+    MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    OSError(12, "Cannot allocate memory"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
+def test_a_want_of_memory_is_no_damage(store, monkeypatch, error):
+    """Nothing is passed over, and no advice given to throw sound checkpoints or weights away."""
+    save(store, 10, 20)
+
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(type(error)):
+        load(store)
+    with pytest.raises(type(error)):
+        parse_weights(GOOD[True], source="w.pth")
+
+
 def test_dropping_takes_the_pointer_first_and_orphans_too(store):
     save(store, 1, 2)
     store.write(f"{FOLDER}/checkpoints/00000003-orphan.pt", b"")
@@ -199,6 +220,18 @@ def test_safetensors_without_metadata():
     assert parse_weights(safetensors.torch.save(WEIGHTS), source="x")[1] == {}
 
 
+def with_header(header):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(4)
+
+
+def test_safetensors_whose_metadata_are_null():
+    header = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "__metadata__": None}
+    loaded, metadata = parse_weights(with_header(header), source="x")
+    assert same(loaded, {"a": torch.zeros(1)})
+    assert metadata == {}
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_torch_save_files_of_both_formats_are_read(zipped):
     loaded, metadata = parse_weights(saved(WEIGHTS, _use_new_zipfile_serialization=zipped), source="x.pth")
@@ -232,7 +265,9 @@ GOOD = {True: saved(WEIGHTS), False: safetensors.torch.save(WEIGHTS)}
     [
         b"", b"x", b"PK", b"PK\x03\x04 and no more", b"<html>404</html>" * 20, bytes(100), b"\xff" * 100,
         b"\x80\x02\x8a\x0a", GOOD[True][:200], GOOD[True][:-30], GOOD[False][:20], GOOD[False][:-1], zip_of_nothing(),
-        pickle.dumps({"a": 1}), (5).to_bytes(8, "little") + b"[1,2]",
+        pickle.dumps({"a": 1}), (5).to_bytes(8, "little") + b"[1,2]", with_header(b"[" * 100_000),
+        with_header(b'{"__metadata__":' * 50_000), with_header({"__metadata__": 5}),
+        with_header({"__metadata__": {"x": 5}}), with_header({"__metadata__": [[["x"]]]}),
     ],
 )  # fmt: skip
 def test_damaged_weights_are_an_input_error_of_one_line(data):
