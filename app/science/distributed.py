@@ -21,7 +21,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but for torch's stubs
 from torch.nn.parallel import DistributedDataParallel
 
 from app.errors import AppError, UsageError
@@ -250,7 +250,11 @@ def _follower(
 
 
 class SumOverRanks(torch.autograd.Function):
-    """The sum of a tensor over all ranks; so is its gradient."""
+    """The sum of a tensor over all ranks; so is its gradient.
+
+    torch's own (``torch.distributed.nn.functional.all_reduce``) gives the same, but warns that it will go and refuses
+    to be compiled; what it names instead is private.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
