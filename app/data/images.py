@@ -16,9 +16,9 @@ import warnings
 import weakref
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ from app.errors import AppError, InputError
 from app.machine import cores
 
 MAX_UNREADABLE = 0.01  # of the images; more of them end the run
+FEW = 0.1  # of a folder's deep images: what so few of them fill is not what their instrument has
+# An instrument of fewer bits beside another: so many of the deep images, at least two, and so many depths between
+# theirs and the other's that none fills.
+MANY, GAP = 0.25, 1
 SPOOL = 256 * 2**20  # bytes of squares that are kept in memory, before they go to a temporary file
 NAMED = 10  # files that a message names
 # What programs hide beside images: previews, copies, waste baskets, folders of other systems.
@@ -41,19 +45,45 @@ COMPANIONS = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".md", ".yaml",
               ".xlsx", ".xls", ".db", ".py", ".sh", ".sha256", ".md5", ".license"}  # fmt: skip
 GRAY = ("1", "L", "LA", "La")
 ORIENTATION = 0x0112  # EXIF's tag
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
 # By how much the channels of a gray image may differ after lossy compression.
 LOSSY = {"JPEG": 3, "MPO": 3, "WEBP": 4, "JPEG2000": 3}
 # Chunks that a PNG's pixels depend on; the others may be damaged, or too large, without harm.
 PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS"}
 
 
+Square = Images | NDArray[np.uint16] | NDArray[np.float32]
+
+
 class Unreadable(Exception):
     """An image cannot be read, or is over a limit; the text says why."""
+
+
+# Ranges of levels that fill no number of bits, from the narrowest on.
+RANGES = ("of values from 0 to 1", "of values from 0 to 255", "scaled by their own range")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Levels of an image that fill no number of bits.
+
+    Attributes:
+        low: the lowest.
+        high: the highest.
+        inner: from where to where they reach without the outer half per cent at each end.
+    """
+
+    low: float
+    high: float
+    inner: tuple[float, float]
+
+    @property
+    def range(self) -> int:
+        """Which of the ``RANGES`` is the narrowest that holds them."""
+        return 2 if self.low < 0 or self.high > 255 else int(self.high > 1)
+
+    def ends(self, of_range: int) -> tuple[float, float]:
+        """From where to where one of the ``RANGES`` reaches."""
+        return ((0, 1), (0, 255), self.inner)[of_range]
 
 
 @dataclass(frozen=True)
@@ -62,14 +92,18 @@ class Raster:
 
     Attributes:
         pixels: uint8 (H, W) or (H, W, 3); or gray levels or colours of more bits, float32 of the same shapes.
-        bits: how many bits the levels fill, where they have more than 8; None for uint8.
+        bits: how many bits the levels fill, where they have more than 8; None for uint8, and where there is a span.
         sure: the file itself says so, the levels need not be asked.
+        span: of levels that fill no number of bits: fractions, or such as go below 0.
+        inverted: white is 0, as in some TIFF files.
         notes: what was done to them, in words that are counted.
     """
 
     pixels: NDArray[Any]
     bits: int | None = None
     sure: bool = False
+    span: Span | None = None
+    inverted: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -189,8 +223,8 @@ def _decode(data: bytes, notes: tuple[str, ...]) -> Raster:
         with Image.open(io.BytesIO(data)) as image:
             if image.format in ("TIFF", "GIF", "WEBP") and (count := getattr(image, "n_frames", 1)) > 1:
                 raise Unreadable(f"holds {count} pictures, save each as a file")
-            orientation = _orientation(image)
             raster = _raster(image, data)
+            orientation = _orientation(image)  # after loading: Pillow turns a TIFF itself, and drops the tag
     except Image.DecompressionBombError as error:
         raise Unreadable(f"over the limit of {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, scale it down") from error
     except Unreadable:
@@ -201,10 +235,7 @@ def _decode(data: bytes, notes: tuple[str, ...]) -> Raster:
         raise
     except Exception as error:  # Pillow's plugins raise whatever they stumble upon in files that are not what they say
         raise Unreadable(f"damaged ({one_line(error)[:80]})") from error
-    pixels = raster.pixels
-    if orientation in TURNS:
-        pixels = _turn(pixels, orientation)
-    return Raster(pixels, raster.bits, raster.sure, (*notes, *raster.notes))
+    return replace(raster, pixels=_turn(raster.pixels, orientation), notes=(*notes, *raster.notes))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -216,6 +247,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _turn(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turn and mirror pixels as EXIF's numbers 2 to 8 say; others leave them."""
     turned = pixels
     if orientation in (5, 6, 7, 8):
         turned = turned.swapaxes(0, 1)
@@ -236,13 +268,15 @@ def _raster(image: Image.Image, data: bytes) -> Raster:
             ):
                 raise Unreadable(f"damaged (the checksum of {name.decode()} is wrong)")
     if image.mode.startswith(("I", "F")):
+        scaled = _is_scaled(image)  # asked first: what is loaded has no tiles
         levels = np.asarray(image).astype(np.float32 if image.mode != "I" else np.float64)
-        raster = _levels(levels, whole=image.mode != "F", significant=_significant_bits(data))
-        white_is_zero = getattr(image, "tag_v2", {}).get(262) == 0
-        return _inverted(raster) if white_is_zero else raster
+        raster = _levels(levels, whole=image.mode != "F", significant=16 if scaled else _significant_bits(data))
+        if getattr(image, "tag_v2", {}).get(262) != 0:
+            return raster
+        return replace(raster, inverted=True, notes=(*raster.notes, "with white as 0, inverted"))
     image.load()
-    deep = header is not None and header[0] == 16 and header[1] in (2, 4, 6)
-    if deep and np.asarray(image.convert("RGB")).max(initial=0) < 128:
+    deep = max(getattr(image, "tag_v2", {}).get(258, (8,))) > 8 if header is None else header[0] > 8
+    if deep and np.asarray(image.convert("RGB")).max(initial=0) < 64:
         raise Unreadable("colours that do not fill their 16 bits, of which the upper 8 alone can be read: save 8 bits")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         return _laid_on_black(image)
@@ -262,17 +296,18 @@ def _laid_on_black(image: Image.Image) -> Raster:
     gray = image.mode in ("LA", "La", "L", "1")
     seen = image.convert("RGBA")
     alpha = np.asarray(seen)[:, :, 3:].astype(np.uint16)
-    if (alpha == 255).all():
-        return Raster(np.asarray(seen.convert("L")) if gray else np.ascontiguousarray(np.asarray(seen)[:, :, :3]))
+    if (unseen := not alpha.any()) or (alpha == 255).all():  # a program that left the channel empty hides nothing
+        plain = np.asarray(seen.convert("L")) if gray else np.ascontiguousarray(np.asarray(seen)[:, :, :3])
+        return Raster(plain, notes=("with transparency 0 throughout, which was ignored",) if unseen else ())
     colours = ((np.asarray(seen)[:, :, :3] * alpha + 127) // 255).astype(np.uint8)
     return Raster(colours[:, :, 0] if gray else colours, notes=("with transparency, laid on black",))
 
 
 def _levels(values: NDArray[Any], *, whole: bool, significant: int | None = None) -> Raster:
-    """Find out what levels of more than 8 bits mean.
+    """Find out what levels of more than 8 bits are.
 
-    Whole numbers from 0 fill a number of bits, which an sBIT chunk may give. Others have a range of their own: 0 to 1,
-    0 to 255, or, for Hounsfield units and the like, that of the image without its outer half per cent at each end.
+    Whole numbers from 0 fill a number of bits, which an sBIT chunk may give; others have a range of their own. Infinite
+    ones become the lowest.
     """
     finite = np.isfinite(values)
     if not finite.any():
@@ -280,28 +315,25 @@ def _levels(values: NDArray[Any], *, whole: bool, significant: int | None = None
     low, high = float(values[finite].min()), float(values[finite].max())
     if not finite.all():
         values = np.where(finite, values, low)
+    values = values.clip(-1e37, 1e37).astype(np.float32)  # resizing overshoots, and float32 ends at 3.4e38
     if low >= 0 and high <= 65535 and whole:
         bits = max(8, int(high).bit_length())
         if significant is not None and significant > 8 and high < 2**significant:
-            return Raster(values.astype(np.float32), significant, True)
-        return Raster(values.astype(np.float32), bits, significant is not None)
-    if low >= 0 and high <= 1:
-        return Raster(_to_bytes(values, 0, 1), notes=("of values from 0 to 1",))
-    if low >= 0 and high <= 255:
-        return Raster(_to_bytes(values, 0, 255), notes=("of values from 0 to 255",))
-    low, high = np.percentile(values, (0.5, 99.5))
-    return Raster(_to_bytes(values, low, high), notes=("scaled by their own range",))
+            return Raster(values, significant, True)
+        return Raster(values, bits, significant is not None)
+    begin, end = np.percentile(values, (0.5, 99.5))
+    return Raster(values, span=Span(low, high, (float(begin), float(end))))
 
 
-def _to_bytes(values: NDArray[Any], low: float, high: float) -> Images:
-    scaled = (values.astype(np.float64) - low) / max(high - low, 1e-12)
-    return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+def _is_scaled(image: Image.Image) -> bool:
+    """Whether Pillow has scaled the levels to 16 bits by what the file names as their largest, as of a PGM.
 
-
-def _inverted(raster: Raster) -> Raster:
-    """White is 0, as in some TIFF files: turned into black is 0."""
-    top = 255 if raster.bits is None else 2**raster.bits - 1
-    return Raster(top - raster.pixels, raster.bits, True, (*raster.notes, "with white as 0, inverted"))
+    65535 says as little of the instrument as the 16 bits of a PNG.
+    """
+    if image.format != "PPM" or image.mode != "I" or not image.tile:
+        return False
+    args = image.tile[0].args
+    return isinstance(args, tuple) and args[-1] != 65535
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -415,9 +447,12 @@ def _named(unreadable: dict[str, str]) -> str:
 class Squares:
     """The images of a folder as squares: cut to their central square, resized with an antialiased bicubic filter.
 
-    Levels of more than 8 bits are divided by what their bits can hold: those that the file says, else those that most
-    such images of the folder fill (images of 12 bits in files of 16 become as bright as any). Each file is decoded
-    once; what comes of it waits in a temporary file until all are known.
+    Levels of more than 8 bits are divided by what their bits can hold: those that the file says, else those that their
+    instrument has, as told by all such images of the folder (``instruments``): darker images stay darker, and images of
+    12 bits in files of 16 become as bright as any. Fractions and negative numbers have the range that nearly all such
+    images of the folder need: 0 to 1, 0 to 255, or, for Hounsfield units and the like, that of each image without its
+    outer half per cent at each end. Each file is decoded once; what comes of it waits in a temporary file until all are
+    known.
 
     Args:
         folder: whose files they are.
@@ -454,17 +489,22 @@ class Squares:
                 f"{folder}: {len(reading.unreadable)} of {len(found.files)} images cannot be read: "
                 f"{_named(reading.unreadable)}; replace or remove them"
             )
-        guessed = sorted(raster.bits for raster in self._rasters if raster.bits is not None and not raster.sure)
-        self._usual = guessed[len(guessed) // 2] if guessed else 16
-        for raster in self._rasters:
-            if (bits := self._bits(raster)) is not None:
-                reading.notes[f"of {bits} bits"] += 1
+        self._bits = instruments(raster.bits for raster in self._rasters if raster.bits and not raster.sure)
+        spans = sorted(raster.span.range for raster in self._rasters if raster.span)
+        self._range = spans[-1 - int(FEW * len(spans))] if spans else 0
+        reading.notes.update(scale[2] for raster in self._rasters if (scale := self._scale(raster)))
         self._gray = all(dimensions == 2 for _, dimensions in self._kinds)
         self.shape = (reading.read, size, size) if self._gray else (reading.read, size, size, 3)
 
-    def _bits(self, raster: Raster) -> int | None:
-        # one bit less than usual is a darker image of the same instrument
-        return self._usual if not raster.sure and raster.bits == self._usual - 1 else raster.bits
+    def _scale(self, raster: Raster) -> tuple[float, float, str] | None:
+        """Which levels are black and white, and how that is said; None for uint8."""
+        if raster.span is not None:
+            of_range = max(raster.span.range, self._range)
+            return *raster.span.ends(of_range), RANGES[of_range]
+        if raster.bits is None:
+            return None
+        bits = raster.bits if raster.sure else self._bits[raster.bits]
+        return 0, 2**bits - 1, f"of {bits} bits"
 
     def __iter__(self) -> Iterator[Images]:
         """Yield uint8, (size, size) or (size, size, 3), in the files' order."""
@@ -472,14 +512,48 @@ class Squares:
         for raster, (dtype, dimensions) in zip(self._rasters, self._kinds, strict=True):
             shape = (self._size, self._size, 3)[:dimensions]
             square = np.frombuffer(self._spool.read(int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
-            if (bits := self._bits(raster)) is not None:
-                square = np.rint(square / (2**bits - 1) * 255).clip(0, 255).astype(np.uint8)
+            if scale := self._scale(raster):
+                black, white, _ = scale
+                # a range of next to nothing is noise of float32
+                width = max(white - black, 3e-5 * max(abs(black), abs(white)), 1e-12)
+                scaled = (square.astype(np.float64) - black) / width
+                square = np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
+            if raster.inverted:
+                square = 255 - square
             yield square if self._gray or dimensions == 3 else np.repeat(square[:, :, None], 3, axis=2)
 
 
-def _in_threads(
-    files: Sequence[Path], size: int
-) -> Iterator[tuple[Images | NDArray[np.uint16], Raster] | Unreadable | AppError]:
+def instruments(depths: Iterable[int]) -> dict[int, int]:
+    """Tell from the bits that images fill the bits that the instruments have which made them.
+
+    An instrument's images fill its bits or, where they are darker, fewer: it has those that more than a ``FEW`` reach.
+    ``MANY`` images below a ``GAP`` of depths that none fills are another instrument's.
+
+    Args:
+        depths: the number of bits that each image fills.
+
+    Returns:
+        The bits of the instrument, for each number of bits that an image fills.
+    """
+    counts = Counter(depths)
+    made_by: list[list[int]] = []  # each instrument: the depths that its images fill
+    for depth in sorted(counts):
+        many = made_by and sum(counts[below] for below in made_by[-1]) >= max(2, MANY * counts.total())
+        if many and depth - made_by[-1][-1] > GAP:
+            made_by.append([depth])
+        elif made_by:
+            made_by[-1].append(depth)
+        else:
+            made_by = [[depth]]
+    bits = dict[int, int]()
+    for filled in made_by:
+        images = sorted(depth for depth in counts.elements() if depth in filled)
+        usual = images[-1 - int(FEW * len(images))]
+        bits |= {depth: max(depth, usual) for depth in filled}
+    return bits
+
+
+def _in_threads(files: Sequence[Path], size: int) -> Iterator[tuple[Square, Raster] | Unreadable | AppError]:
     """Read and resize the files in order, on all cores: Pillow lets go of Python meanwhile."""
     count = cores()
     with warnings.catch_warnings(), ThreadPoolExecutor(count) as pool:
@@ -488,17 +562,17 @@ def _in_threads(
             yield from pool.map(lambda file: _square_of(file, size), files[begin : begin + 64 * count])
 
 
-def _square_of(file: Path, size: int) -> tuple[Images | NDArray[np.uint16], Raster] | Unreadable | AppError:
+def _square_of(file: Path, size: int) -> tuple[Square, Raster] | Unreadable | AppError:
     try:
         raster = read_raster(file)
     except (Unreadable, AppError) as error:
         return error
     # the pixels in full size are let go; what was found out about them stays
-    return _square(raster, size), Raster(np.empty(0), raster.bits, raster.sure, raster.notes)
+    return _square(raster, size), replace(raster, pixels=np.empty(0))
 
 
-def _square(raster: Raster, size: int) -> Images | NDArray[np.uint16]:
-    """Cut to the central square and resize; uint8, or uint16 for levels of more bits."""
+def _square(raster: Raster, size: int) -> Square:
+    """Cut to the central square and resize; uint8, or uint16 for levels of more bits, or float32 for others."""
     pixels = raster.pixels
     height, width = pixels.shape[:2]
     side = min(height, width)
@@ -509,13 +583,12 @@ def _square(raster: Raster, size: int) -> Images | NDArray[np.uint16]:
         image = Image.fromarray(np.ascontiguousarray(plane))
         return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
-    if raster.bits is None:
+    if pixels.dtype == np.uint8 or pixels.ndim == 2:
         square = resize(pixels)
-    elif pixels.ndim == 2:
-        square = np.rint(resize(pixels)).clip(0, 65535).astype(np.uint16)
     else:
-        planes = [resize(pixels[:, :, channel]) for channel in range(3)]
-        square = np.rint(np.stack(planes, axis=-1)).clip(0, 65535).astype(np.uint16)
+        square = np.stack([resize(pixels[:, :, channel]) for channel in range(3)], axis=-1)
+    if raster.bits is not None:
+        square = np.rint(square).clip(0, 65535).astype(np.uint16)
     if square.ndim == 3 and (square == square[:, :, :1]).all():
         square = np.ascontiguousarray(square[:, :, 0])
     return square

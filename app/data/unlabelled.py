@@ -18,7 +18,7 @@ from app.data.subsets import uniform_subset
 from app.errors import AppError, InputError, UsageError
 from app.machine import as_text
 
-RULES = 2  # of reading images: a cache of others is not used
+RULES = 3  # of reading images: a cache of others is not used
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from app.data import load_unlabelled
-from app.data.images import Unreadable, find_images, read_raster
+from app.data.images import Unreadable, find_images, instruments, read_raster
 from app.errors import InputError
 
 RNG = np.random.default_rng(3)
@@ -38,6 +38,22 @@ def chunk(name: bytes, data: bytes) -> bytes:
 def insert(data: bytes, extra: bytes) -> bytes:
     """Put a chunk behind the header of a PNG."""
     return data[:33] + extra + data[33:]
+
+
+def raw_tiff(pixels: np.ndarray, photometric: int) -> bytes:
+    """An uncompressed TIFF, as Pillow writes none: colours of 16 bits, or white as 0 (``photometric`` 0)."""
+    planes, bits = 1 if pixels.ndim == 2 else 3, pixels.dtype.itemsize * 8
+    data = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+    height, width = pixels.shape[:2]
+    count, sample = 10, 3 if pixels.dtype.kind == "f" else 1
+    beyond = 8 + 2 + 12 * count + 4
+    depth = (258, 3, 1, bits) if planes == 1 else (258, 3, 3, beyond)
+    entries = [
+        (256, 4, 1, width), (257, 4, 1, height), depth, (259, 3, 1, 1), (262, 3, 1, photometric),
+        (273, 4, 1, beyond + 6), (277, 3, 1, planes), (278, 4, 1, height), (279, 4, 1, len(data)), (339, 3, 1, sample),
+    ]  # fmt: skip
+    folder = struct.pack("<H", count) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8) + folder + struct.pack("<HHH", bits, bits, bits) + data
 
 
 def load(folder: Path):
@@ -152,6 +168,54 @@ class TestHowItIsRead:
             Image.fromarray(deep).save(tmp_path / f"{i}.png")
         assert load(tmp_path).images[:, 0, 0].tolist() == [125, 249, 249, 249, 249]
 
+    def test_so_do_the_darkest(self, tmp_path) -> None:
+        for i, level in enumerate([4000, 4000, 4000, 4000, 2000, 1000, 500, 250]):
+            Image.fromarray(np.full((28, 28), level, np.uint16)).save(tmp_path / f"{i}.png")
+        assert load(tmp_path).images[:, 0, 0].tolist() == [249, 249, 249, 249, 125, 62, 31, 16]
+
+    @pytest.mark.parametrize(
+        ("filled", "made_by"),
+        [
+            ([12] * 4 + [11, 10, 9, 8], {8: 12, 9: 12, 10: 12, 11: 12, 12: 12}),
+            ([11] * 5 + [12] * 3, {11: 12, 12: 12}),
+            ([12] * 20 + [8] * 3, {8: 12, 12: 12}),
+            ([16] * 4 + [12] * 2, {12: 12, 16: 16}),
+            ([12] * 99 + [16], {12: 12, 16: 16}),
+            ([12] * 99 + [13], {12: 12, 13: 13}),
+            ([10] * 30 + [12] * 30 + [16] * 30 + [15, 9], {9: 10, 10: 10, 12: 12, 15: 16, 16: 16}),
+            ([9], {9: 9}),
+            ([], {}),
+        ],
+    )
+    def test_images_tell_the_bits_of_their_instruments(self, filled, made_by) -> None:
+        assert instruments(filled) == made_by
+
+    @pytest.mark.parametrize("plain", [False, True])
+    def test_a_pgm_says_itself_what_is_white(self, tmp_path, plain) -> None:
+        for i, level in enumerate([4000, 2000, 1000, 250]):
+            values = np.full((28, 28), level)
+            body = " ".join(map(str, values.flat)).encode() if plain else values.astype(">u2").tobytes()
+            (tmp_path / f"{i}.pgm").write_bytes((b"P2" if plain else b"P5") + b"\n28 28\n4095\n" + body)
+        assert load(tmp_path).images[:, 0, 0].tolist() == [249, 125, 62, 16]
+
+    @pytest.mark.parametrize(
+        ("tops", "levels"),
+        [
+            ([200, 100, 1, 0.5], [200, 100, 1, 0]),
+            ([0.8, 0.4, 0.2, 0.1], [204, 102, 51, 26]),
+            ([0.8] * 19 + [200], [204] * 19 + [200]),
+        ],
+    )
+    def test_the_range_of_floats_is_that_of_the_folder(self, tmp_path, tops, levels) -> None:
+        for i, top in enumerate(tops):
+            Image.fromarray(np.full((28, 28), top, np.float32)).save(tmp_path / f"{i:02d}.tif")
+        assert load(tmp_path).images[:, 0, 0].tolist() == levels
+
+    def test_floats_without_contrast_are_not_noise(self, tmp_path) -> None:
+        for i, level in enumerate([-1000.1, 700.3]):
+            Image.fromarray(np.full((50, 50), level, np.float32)).save(tmp_path / f"{i}.tif")
+        assert (load(tmp_path).images == 0).all()
+
     def test_twelve_bits_beside_sixteen(self, tmp_path) -> None:
         for i in range(6):
             Image.fromarray(np.full((28, 28), 4095 if i < 2 else 65535, np.uint16)).save(tmp_path / f"{i}.png")
@@ -166,12 +230,13 @@ class TestHowItIsRead:
         assert np.array_equal(load(tmp_path).images[0], picture())
 
     @pytest.mark.parametrize(("factor", "read"), [(257, True), (130, True), (16, False)])
-    def test_deep_colours_are_read_if_they_fill_their_bits(self, tmp_path, factor, read) -> None:
+    @pytest.mark.parametrize("kind", ["png", "tif"])
+    def test_deep_colours_are_read_if_they_fill_their_bits(self, tmp_path, factor, read, kind) -> None:
         colours = np.stack([picture(i).astype(np.uint16) * factor for i in range(3)], -1)
         raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
         header = struct.pack(">IIBBBBB", 28, 28, 16, 2, 0, 0, 0)
         data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
-        (tmp_path / "a.png").write_bytes(data)
+        (tmp_path / f"a.{kind}").write_bytes(data if kind == "png" else raw_tiff(colours, 2))
         if read:
             assert np.array_equal(load(tmp_path).images[0], (colours >> 8).astype(np.uint8))
         else:
@@ -210,24 +275,42 @@ class TestHowItIsRead:
         assert np.array_equal(data.images[0, 14:], picture()[14:])
         assert "1 with transparency, laid on black" in data.reading.line()
 
+    @pytest.mark.parametrize("mode", ["L", "RGB"])
+    @pytest.mark.parametrize("kind", ["png", "tga", "tif", "webp"])
+    def test_transparency_throughout_is_none(self, tmp_path, kind, mode) -> None:
+        image = Image.fromarray(picture()).convert(mode)
+        image.putalpha(Image.new("L", image.size, 0))
+        options = {"lossless": True, "exact": True} if kind == "webp" else {}
+        image.save(tmp_path / f"a.{kind}", **options)
+        data = load(tmp_path)
+        assert np.array_equal(data.images[0], picture())
+        assert "1 with transparency 0 throughout, which was ignored" in data.reading.line()
+
     @pytest.mark.parametrize("orientation", range(1, 9))
-    def test_orientations(self, tmp_path, orientation) -> None:
+    @pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif", "deep.tif", "colour.tif"])
+    def test_orientations(self, tmp_path, kind, orientation) -> None:
+        pixels = np.arange(28 * 28).reshape(28, 28) // 4
+        p = pixels.astype(np.uint8)
+        upright = {1: p, 2: p[:, ::-1], 3: p[::-1, ::-1], 4: p[::-1], 5: p.T, 6: p[::-1].T, 7: p[::-1, ::-1].T,
+                   8: p[:, ::-1].T}[orientation]  # fmt: skip
         exif = Image.Exif()
         exif[0x0112] = orientation
-        turned = Image.fromarray(picture())
-        turned.save(tmp_path / "a.png", exif=exif)
-        from PIL import ImageOps
+        stored = {"deep.tif": p.astype(np.uint16) * 257, "colour.tif": np.stack([p, p, p], -1)}.get(kind, p)
+        options = {"lossless": True} if kind == "webp" else {"quality": 100} if kind == "jpg" else {}
+        Image.fromarray(stored).save(tmp_path / f"a.{kind}", exif=exif, **options)
+        assert np.abs(load(tmp_path).images[0].astype(int) - upright).max() <= 3
 
-        with Image.open(tmp_path / "a.png") as image:
-            expected = np.asarray(ImageOps.exif_transpose(image))
-        assert np.array_equal(load(tmp_path).images[0], expected)
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+    def test_white_as_zero(self, tmp_path, dtype) -> None:
+        top = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[dtype]
+        (tmp_path / "a.tif").write_bytes(raw_tiff(((255 - picture()) / 255 * top).astype(dtype), 0))
+        assert np.abs(load(tmp_path).images[0].astype(int) - picture()).max() <= 1
 
-    def test_white_as_zero(self, tmp_path) -> None:
-        for name, pixels in (("a", picture()), ("b", picture().astype(np.uint16) * 257)):
-            top = 255 if pixels.dtype == np.uint8 else 65535
-            Image.fromarray((top - pixels).astype(pixels.dtype)).save(tmp_path / f"{name}.tif", tiffinfo={262: 0})
-        images = load(tmp_path).images.astype(int)
-        assert min(np.abs(images[1] - picture()).max(), np.abs(images[1] - (255 - picture())).max()) <= 1
+    def test_what_is_black_is_white_as_zero_too(self, tmp_path) -> None:
+        """The darkest images of an instrument of 12 bits are as dark with either sign."""
+        for i, level in enumerate([4000, 4000, 2000, 500]):
+            (tmp_path / f"{i}.tif").write_bytes(raw_tiff(np.full((28, 28), level, np.uint16), 0))
+        assert load(tmp_path).images[:, 0, 0].tolist() == [255 - 249, 255 - 249, 255 - 125, 255 - 31]
 
 
 def exif_of(*entries: tuple[int, int, int, bytes], tail: bytes = b"") -> bytes:
