@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from app.data.files import Images, file_error, one_line
-from app.errors import AppError, InputError
+from app.errors import AppError, InputError, StorageError
 from app.machine import cores
 
 MAX_UNREADABLE = 0.01  # of the images; more of them end the run
@@ -462,13 +462,16 @@ class Squares:
     Attributes:
         shape: (N, size, size) if every image is gray in content, else (N, size, size, 3).
         reading: what was done.
+        refused: the file system refused a file, which it may give another time.
 
     Raises:
+        StorageError: the file system fails, which passes.
         InputError: more than ``MAX_UNREADABLE`` of the images cannot be read; all are named.
     """
 
     def __init__(self, folder: Path, found: Found, size: int) -> None:
         self.reading = reading = Reading(left_out=found.left_out.copy())
+        self.refused = False
         self._size, self._rasters = size, list[Raster]()
         self._kinds: list[tuple[np.dtype[Any], int]] = []
         self._spool = tempfile.SpooledTemporaryFile(max_size=SPOOL)  # noqa: SIM115 - it lives as long as this does
@@ -476,6 +479,7 @@ class Squares:
         for file, square in zip(found.files, _in_threads(found.files, size), strict=True):
             if isinstance(square, Exception):
                 reading.unreadable[os.path.relpath(file, folder)] = str(square)
+                self.refused |= isinstance(square, AppError)
                 continue
             pixels, raster = square
             self._spool.write(pixels.tobytes())
@@ -565,6 +569,8 @@ def _in_threads(files: Sequence[Path], size: int) -> Iterator[tuple[Square, Rast
 def _square_of(file: Path, size: int) -> tuple[Square, Raster] | Unreadable | AppError:
     try:
         raster = read_raster(file)
+    except StorageError:  # it passes, and says nothing of the image
+        raise
     except (Unreadable, AppError) as error:
         return error
     # the pixels in full size are let go; what was found out about them stays

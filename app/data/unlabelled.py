@@ -15,7 +15,7 @@ from app.data.datasets import SPLITS, image_shape, read_images
 from app.data.files import MMAP_ABOVE, Images, atomic_write, cached_images, digest_of, open_cache, open_npz
 from app.data.images import Reading, Squares, find_images
 from app.data.subsets import uniform_subset
-from app.errors import AppError, InputError, UsageError
+from app.errors import AppError, InputError, StorageError, UsageError
 from app.machine import as_text
 
 RULES = 3  # of reading images: a cache of others is not used
@@ -130,7 +130,7 @@ def _load_folder(name: str, path: Path, size: int, cache: Path | None) -> Unlabe
         return _unlabelled(name, path, images, sha256, size, "all", False, reading)
     squares = Squares(path, found, size)
     mapped = None
-    if cache is not None:
+    if cache is not None and not squares.refused:
         mapped = cached_images(cache, key, squares.shape, lambda: (square.tobytes() for square in squares))
         with contextlib.suppress(AppError), atomic_write(cache / f"{key}.json") as note:
             note.write(json.dumps({"shape": squares.shape, "reading": squares.reading.as_json()}).encode())
@@ -144,6 +144,8 @@ def _load_folder(name: str, path: Path, size: int, cache: Path | None) -> Unlabe
 def _digest(file: Path) -> str:
     try:
         return digest_of(file)
+    except StorageError:  # it passes, and says nothing of the image
+        raise
     except AppError:
         return "unreadable"  # it will be counted and named as such
 

@@ -1,12 +1,15 @@
+import errno
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from app.data import load_unlabelled, write_phantoms
-from app.errors import InputError, UsageError
+from app.errors import InputError, StorageError, UsageError
 
 RNG = np.random.default_rng(11)
 PIXELS = RNG.integers(0, 256, (9, 28, 28), dtype=np.uint8)
@@ -208,6 +211,36 @@ class TestFolder:
         monkeypatch.setattr("app.data.images.read_raster", refuse)
         again = load_unlabelled("mine", path=folder, cache=cache)
         assert np.array_equal(again.images, PIXELS[[2, 1, 0]])
+
+    @pytest.mark.parametrize("while_doing", ["open", "read_bytes"])
+    @pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+    def test_storage_that_fails_for_a_moment_costs_no_image(self, folder, tmp_path, monkeypatch, while_doing, number):
+        """Neither while the files are hashed nor while they are decoded."""
+        real, cache = getattr(Path, while_doing), tmp_path / "cache"
+
+        def fail(path, *args, **options):
+            if path.name == "2.png":
+                raise OSError(number, os.strerror(number))
+            return real(path, *args, **options)
+
+        monkeypatch.setattr(Path, while_doing, fail)
+        assert "again" in rejected(folder, StorageError, cache=cache)
+        monkeypatch.undo()
+        assert np.array_equal(load_unlabelled("mine", path=folder, cache=cache).images, PIXELS[[2, 1, 0]])
+
+    def test_what_a_file_system_refused_is_asked_for_again(self, folder, tmp_path, monkeypatch):
+        real, cache = Path.read_bytes, tmp_path / "cache"
+
+        def refuse(path):
+            if path.name == "2.png":
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return real(path)
+
+        monkeypatch.setattr("app.data.images.MAX_UNREADABLE", 0.5)
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+        assert len(load_unlabelled("mine", path=folder, cache=cache)) == 2
+        monkeypatch.undo()
+        assert len(load_unlabelled("mine", path=folder, cache=cache)) == 3
 
     def test_sizes_have_their_own_cache(self, folder, tmp_path):
         cache = tmp_path / "cache"
