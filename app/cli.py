@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -11,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from app.bench.cli import bench_app
-from app.cluster.parameters import check_parameters
+from app.cluster.cli import cluster_app
+from app.cluster.parameters import check_parameters, read_parameters
 from app.errors import Interrupted, StorageError, UsageError
 from app.exits import exit_code
 from app.options import Asked, Seed, StoreUri, example, one_of, takes_settings, with_home
@@ -31,6 +30,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Get data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(cluster_app)
 app.add_typer(bench_app, name="bench", epilog=example("bench --peers --json bench.json"))
 
 RunId = Annotated[str, typer.Option("--run-id", help="Name of the run, as `plan` printed it.")]
@@ -69,7 +69,8 @@ def plan(
     from app.stages.plan import plan as make_plan
     from app.stages.status import announce
 
-    _check_parameters(parameters, limits)
+    if parameters is not None:
+        check_parameters(read_parameters(parameters), limits)
     chosen = [
         f"study.{name}=[{names}]"
         for name, names in (("datasets", datasets), ("methods", methods), ("seeds", seeds))
@@ -241,39 +242,6 @@ def run(
     summary.check_complete()
 
 
-@app.command(epilog=example("submit workflows/full.yaml -p preset=paper-text -p seeds=0,1,2"))
-def submit(
-    file: Annotated[Path, typer.Argument(help="A Workflow, such as workflows/full.yaml.")],
-    parameters: Annotated[
-        list[str] | None, typer.Option("--parameter", "-p", help="name=value; may be repeated.")
-    ] = None,
-    server: Annotated[
-        str | None, typer.Option("--server", help="Argo server. [default: $ARGO_SERVER, or localhost:2746]")
-    ] = None,
-    namespace: Annotated[
-        str | None, typer.Option("--namespace", "-n", help="[default: $ARGO_NAMESPACE, or the workflow's]")
-    ] = None,
-    wait: Annotated[bool, typer.Option(help="Follow it to its end.")] = True,
-) -> None:
-    """Submit a workflow to an Argo server, follow it, and print where the report is."""
-    from app.cluster.argo import ArgoServer, follow, read_workflow, report_uri, server_url
-
-    given = {}
-    for text in parameters or []:
-        name, separator, value = text.partition("=")
-        if not separator:
-            raise UsageError(f"--parameter {text}: write name=value")
-        given[name] = value
-    workflow = read_workflow(file, given)
-    place = namespace or os.environ.get("ARGO_NAMESPACE") or workflow["metadata"].get("namespace") or "argo"
-    workflow["metadata"]["namespace"] = place
-    argo = ArgoServer(server_url(server), place)
-    name = argo.create(workflow)
-    print(f"workflow: {argo.url}/workflows/{place}/{name}")
-    if wait:
-        print(f"report: {report_uri(follow(argo, name)) or 'none'}")
-
-
 @app.command(epilog=example("views --method byol_plus --data-root ~/.medmnist --out views.png"))
 @takes_settings()
 def views(
@@ -325,7 +293,8 @@ def fetch(
     from app.stages.fetch import fetch as fetch_files
     from app.stages.fetch import fetch_study
 
-    _check_parameters(parameters, limits)
+    if parameters is not None:
+        check_parameters(read_parameters(parameters), limits)
     names = [name.strip() for name in dataset.split(",") if name.strip()]
     target = _store(store) if store else None
     if asked.preset is not None and target is not None:
@@ -350,17 +319,6 @@ def phantoms(
 
     for path in write_phantoms(data_root, seed=seed, size=size):
         print(path)
-
-
-def _check_parameters(text: str | None, limits: Path | None) -> None:
-    """Check what a workflow's user said, before anything else is done."""
-    if text is None:
-        return
-    try:
-        given = {name: str(value) for name, value in json.loads(text).items()}
-    except (ValueError, AttributeError) as error:
-        raise UsageError(f"--parameters {text[:60]}: give a JSON object of names and values") from error
-    check_parameters(given, limits)
 
 
 def _store(uri: str) -> Store:

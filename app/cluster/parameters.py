@@ -134,3 +134,15 @@ READ_ELSEWHERE = {
     *("preset", "run-id", "datasets", "methods", "seeds", "set", "imagenet-weights"),
     *("image", "store"),
 }
+
+
+def read_parameters(text: str) -> dict[str, str]:
+    """Read what a workflow's user said, as JSON.
+
+    Raises:
+        UsageError: it is no JSON object.
+    """
+    try:
+        return {name: str(value) for name, value in json.loads(text).items()}
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f"--parameters {text[:60]}: give a JSON object of names and values") from error
