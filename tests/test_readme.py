@@ -13,7 +13,7 @@ import yaml
 
 from app import cli
 from app.cluster.argo import read_workflow
-from app.config import presets
+from app.config import load_config, presets
 from app.jobs.checkpoint import dump_weights
 from app.science.networks import Encoder
 
@@ -105,6 +105,29 @@ def test_the_action_brings_kind_up_as_the_readme_says():
 
 def test_every_preset_is_in_the_table():
     assert [name for name in presets() if f"| `{name}` |" not in TEXT] == []
+
+
+@pytest.mark.parametrize("name", presets())
+def test_the_table_of_presets_says_what_the_files_say(name):
+    """Every number and every word for a setting in "what it is"."""
+    said = re.search(rf"^\| `{name}` \| ([^|]*) \|", TEXT, re.M)[1]
+    settings = load_config(name).pretrain
+    numbers = {
+        "optimizer": (r"\b(Adam|AdamW|SGD|LARS) ", lambda word: word.lower() == settings.optimizer),
+        "learning rate": (r"\b(?:Adam|AdamW|SGD|LARS) (\d+e-\d+)", lambda word: float(word) == settings.learning_rate),
+        "EMA": (r"EMA (\.\d+)", lambda word: float(word) == settings.ema_momentum),
+        "EMA's end": (r"EMA \.\d+ to (1)\b", lambda word: settings.ema_cosine),
+        "epochs": (r"(\d+) epochs", lambda word: int(word) == settings.epochs),
+        "start": (r"(\w+) start", lambda word: word.lower() == load_config(name).network.init),
+        "warm-up": ("(warm-up)", lambda word: settings.warmup_epochs > 0),
+        "schedule": ("(cosine)", lambda word: settings.cosine),
+    }
+    found = {what: (match[1], fits) for what, (words, fits) in numbers.items() if (match := re.search(words, said))}
+    assert len(found) >= {"recommended": 8, "paper-text": 5, "smoke": 1, "demo": 0}[name], found.keys()
+    assert [what for what, (word, fits) in found.items() if not fits(word)] == []
+    longest_first = sorted((words for words, _ in numbers.values()), key=len, reverse=True)
+    loose = re.sub("|".join(longest_first), "", said)
+    assert not re.search(r"\d", loose), f"a number that nothing compares: {loose}"
 
 
 def test_every_module_is_in_the_tree():

@@ -44,8 +44,7 @@ class Job:
         store = self.run.store
         self._claim = claim
         if overwrite:
-            store.delete(keys.record(self.folder))
-            drop_checkpoints(store, self.folder)
+            forget(self.run, self.folder)
         else:
             fence_checkpoints(store, self.folder, claim.generation)
         self._writer = CheckpointWriter(
@@ -242,6 +241,29 @@ def open_job(run: Run, folder: str, science: dict[str, Any], *, progress: Progre
         ) as claim:
             if claim is None:
                 progress.say("already done")
-            else:
+                yield job
+                return
+            with continued_without_overwrite(overwrite):
                 job.begin(claim, overwrite=overwrite)
-            yield job
+                yield job
+
+
+@contextlib.contextmanager
+def continued_without_overwrite(overwrite: bool) -> Iterator[None]:
+    """Say of what was begun by ``--overwrite`` and stopped that the option would start it once more.
+
+    Raises:
+        Interrupted: as the body did, with that advice.
+    """
+    try:
+        yield
+    except Interrupted as error:
+        if not overwrite:
+            raise
+        raise type(error)(f"{error}, without --overwrite") from error
+
+
+def forget(run: Run, folder: str) -> None:
+    """Drop a job's result and checkpoints, so that it is run afresh."""
+    run.store.delete(keys.record(folder))
+    drop_checkpoints(run.store, folder)

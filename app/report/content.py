@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from app.report.collect import Study
 from app.report.compare import Analysis
-from app.report.counts import class_histogram, confusion_matrices
+from app.report.counts import class_histogram, confusion_matrices, panel_side
 from app.report.curves import pretraining_curves, roc_curves
 from app.report.names import MARKS, display_names, method_name, protocol_name, sentence, signed
 from app.report.paper import figure5_table, figure6_table, inside_of_paper, paper_name, printed, published, reference
@@ -46,6 +46,9 @@ REFERENCES = (
     "Biometrics 44, 1988; X. Sun, W. Xu: fast implementation, IEEE Signal Processing Letters 21, 2014.",
     "B. Efron, R. Tibshirani: An Introduction to the Bootstrap, 1993.",
 )
+
+
+PAGE_HEIGHT = 6.0  # inches of a figure: with its caption it fits a printed page in landscape
 
 
 @dataclass(frozen=True)
@@ -170,13 +173,14 @@ def lead(analysis: Analysis) -> list[str]:
         lines.append("There is no pair of a method and a control (random or ImageNet start) to compare yet.")
     else:
         count: Counter[str] = Counter(c.verdict for c in main)
-        told = [f"{count['better']} are better", f"{count['worse']} worse", f"{count['unsettled']} not settled"]
-        said = [text for text, verdict in zip(told, ("better", "worse", "unsettled"), strict=True) if count[verdict]]
-        undecided = count["none"] + count["unknown"]
-        if undecided:
-            said.append(f"{'and ' if said else ''}in {undecided} no difference can be told")
-        start = f"{len(main)} comparison{'s' if len(main) > 1 else ''} with the {baseline} start"
-        lines.append(f"Of {start}, {', '.join(said)}.")
+        told = {
+            "better": count["better"],
+            "worse": count["worse"],
+            "not settled": count["unsettled"],
+            "without a difference that can be told": count["none"] + count["unknown"],
+        }
+        said = ", ".join(f"{number} {words}" for words, number in told.items() if number)
+        lines.append(f"{len(main)} comparison{'s' if len(main) > 1 else ''} with the {baseline} start: {said}.")
         settled = sorted((c for c in main if c.verdict in ("better", "worse")), key=lambda c: c.difference)
         if settled and settled[-1].verdict == "better":
             lines.append(f"Largest gain. {sentence(study, settled[-1])}")
@@ -232,7 +236,7 @@ def _protocol_figures(analysis: Analysis, names: Mapping[str, str]) -> list[Bloc
         )
         if figure:
             caption = "Mean and 95 % t-interval over seeds."
-            if paper_name(dataset) and not study.experiment.synthetic:
+            if "the paper" in figure.svg:
                 caption += " Hollow: the paper's single run; its “AUC” stands on the scale that it was computed on."
             if "MedMNIST" in figure.svg:
                 caption += " Dashed: MedMNIST v2's ResNet-18, trained on all labels."
@@ -287,18 +291,32 @@ def _confusion_figures(analysis: Analysis) -> list[Block]:
                     panels.append((row, method_name(method), counts))
             if protocol == "finetune" and printed and panels:
                 panels.append((row, "the paper's BYOL+", np.array(printed["matrix"], dtype=np.float64)))
-        figure = confusion_matrices(dataset, study.title(dataset), labels, panels, rows)
-        if figure:
-            caption = (
-                f"{study.title(dataset)}. Rows: truth; columns: prediction. Mean count over seeds; "
-                "shade: share of the true class. Few-shot: the saved model."
-            )
-            if len(labels) > 3:
-                caption += " " + ", ".join(f"{i} {label}" for i, label in enumerate(labels)) + "."
-            if printed and "note" in printed:
-                caption += f" The paper's matrix: {printed['note']}"
+        rows = [row for row in rows if any(row == panel[0] for panel in panels)]
+        for number, part in enumerate(_parts(rows, max(1, int(PAGE_HEIGHT // panel_side(len(labels)))))):
+            name = f"{dataset}-{number + 1}" if number else dataset
+            figure = confusion_matrices(name, study.title(dataset), labels, panels, part)
+            assert figure is not None, "there is a panel in each row"
+            caption = f"{study.title(dataset)}, continued." if number else _matrix_caption(study, dataset)
             figures.append(Block(figure, caption))
     return figures
+
+
+def _parts(rows: Sequence[str], most: int) -> list[Sequence[str]]:
+    """Divide rows into parts of about equal length, ``most`` at most."""
+    count = math.ceil(len(rows) / most)
+    return [rows[len(rows) * i // count : len(rows) * (i + 1) // count] for i in range(count)]
+
+
+def _matrix_caption(study: Study, dataset: str) -> str:
+    labels = study.experiment.data[dataset].labels
+    caption = (
+        f"{study.title(dataset)}. Rows: truth; columns: prediction. Mean count over seeds; "
+        "shade: share of the true class. Few-shot: the saved model."
+    )
+    if len(labels) > 3:
+        caption += " " + ", ".join(f"{i} {labels[i]}" for i in sorted(labels, key=int)) + "."
+    printed = published()["confusion"].get(paper_name(dataset)) if not study.experiment.synthetic else None
+    return caption + (f" The paper's matrix: {printed['note']}" if printed and "note" in printed else "")
 
 
 def _dataset_block(study: Study, name: str) -> DatasetBlock:
@@ -317,7 +335,7 @@ def _paper_text(analysis: Analysis) -> str:
     study = analysis.study
     paper = published()["paper"]
     if not any(paper_name(d) for d in study.datasets):
-        return f"None of this run's datasets is in the paper ({paper['short']})."
+        return ""
     if study.experiment.synthetic:
         return "This run drew phantoms: its figures and the paper's are of different images and cannot be compared."
     pre = paper["pretraining"]

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from app.jobs.records import DatasetInfo
-from app.report.style import GRID, HEAT, INK, MUTED, SPLITS, Figure, canvas_of, finish
+from app.report.style import GRID, HEAT, INK, MUTED, SMALLEST_TEXT, SPLITS, WIDEST, Figure, canvas_of, finish
 
 
 def class_histogram(name: str, info: DatasetInfo) -> Figure | None:
@@ -24,7 +24,7 @@ def class_histogram(name: str, info: DatasetInfo) -> Figure | None:
     totals = counts.sum(axis=0)
     labels = [info.labels.get(str(c), str(c)) for c in range(counts.shape[1])]
     rows = np.arange(len(labels))
-    with canvas_of(5.5, 0.85 + 0.36 * len(labels)) as canvas:
+    with canvas_of(4.9, 0.85 + 0.36 * len(labels)) as canvas:
         axes: Axes = canvas.subplots()
         left = np.zeros(len(labels))
         for split, row in zip(splits, counts, strict=True):
@@ -39,7 +39,7 @@ def class_histogram(name: str, info: DatasetInfo) -> Figure | None:
                 textcoords="offset points",
                 va="center",
                 color=MUTED,
-                fontsize=8.5,
+                fontsize=SMALLEST_TEXT,
             )
         axes.set_yticks(rows, [textwrap.fill(label, 26) for label in labels], color=INK)
         axes.invert_yaxis()
@@ -54,6 +54,11 @@ def class_histogram(name: str, info: DatasetInfo) -> Figure | None:
         return finish(canvas, f"classes-{name}", f"Class histogram of {info.title}: {parts} images.")
 
 
+def panel_side(n_classes: int) -> float:
+    """Return the inches that a confusion matrix takes, its ticks included, so that its counts can be read."""
+    return 1.5 + 0.2 * n_classes if n_classes <= 8 else 0.4 + 0.32 * n_classes
+
+
 def confusion_matrices(
     name: str,
     title: str,
@@ -63,31 +68,36 @@ def confusion_matrices(
 ) -> Figure | None:
     """Confusion matrices (row, heading, counts): rows = truth, shade = share of the row, number = count.
 
-    ``rows`` names the rows of panels from top to bottom.  None without panels.
+    ``rows`` names the rows of panels to draw, from top to bottom.  None without panels.
     """
+    rows = [row for row in rows if any(row == p[0] for p in panels)]
+    panels = [panel for panel in panels if panel[0] in rows]
     if not panels:
         return None
-    rows = [row for row in rows if any(row == p[0] for p in panels)]
     headings = list(dict.fromkeys(heading for _, heading, _ in panels))
     size = len(labels)
-    side = 1.5 + 0.2 * size if size <= 8 else 3.4
+    side = panel_side(size)
     ticks = [textwrap.fill(label, 12) for label in labels] if size <= 3 else [str(c) for c in range(size)]
-    with canvas_of(max(4.6, len(headings) * side + 1.2), len(rows) * side + 0.5) as canvas:
-        grid = canvas.subplots(len(rows), len(headings), squeeze=False)
-        for axes in grid.flat:
-            axes.set_visible(False)
-        for row, heading, counts in panels:
-            i, j = rows.index(row), headings.index(heading)
-            above = any((rows[k], heading) == panel[:2] for k in range(i) for panel in panels)
-            left = any((row, headings[k]) == panel[:2] for k in range(j) for panel in panels)
-            axes = grid[i, j]
-            axes.set_visible(True)
-            _matrix(axes, counts)
-            axes.set_title("" if above else heading, fontweight="normal")
-            axes.set_xticks(range(size), ticks)
-            axes.set_yticks(range(size), [""] * size if left else ticks)
-            if not left:
-                axes.set_ylabel(row, color=INK, fontsize=9.5, fontweight="bold", labelpad=10)
+    fit = max(1, int((WIDEST - 1.2) // side))  # panels beside each other
+    drawn = {(row, heading): counts for row, heading, counts in panels}
+    lines: list[tuple[str, list[str]]] = []
+    for row in rows:
+        there = [heading for heading in headings if (row, heading) in drawn]
+        lines += [(row, there[start : start + fit]) for start in range(0, len(there), fit)]
+    columns = max(len(there) for _, there in lines)
+    with canvas_of(max(4.6, columns * side + 1.2), len(lines) * side + 0.5) as canvas:
+        grid = canvas.subplots(len(lines), columns, squeeze=False)
+        above: dict[int, str] = {}
+        for (row, there), line in zip(lines, grid, strict=True):
+            for axes in line[len(there) :]:
+                axes.set_visible(False)
+            for j, (axes, heading) in enumerate(zip(line, there, strict=False)):
+                _matrix(axes, drawn[row, heading])
+                axes.set_title("" if above.get(j) == heading else heading, fontweight="normal")
+                above[j] = heading
+                axes.set_xticks(range(size), ticks)
+                axes.set_yticks(range(size), [""] * size if j else ticks)
+            line[0].set_ylabel(row, color=INK, fontsize=9.5, fontweight="bold", labelpad=10)
         said = "; ".join(
             f"{row}, {heading}: {np.trace(counts) / counts.sum():.1%} on the diagonal"
             for row, heading, counts in panels
@@ -110,7 +120,7 @@ def _matrix(axes: Axes, counts: NDArray[np.float64]) -> None:
                 f"{counts[i, j]:.0f}",
                 ha="center",
                 va="center",
-                fontsize=10 if size <= 3 else 7,
+                fontsize=10 if size <= 3 else SMALLEST_TEXT,
                 color="#ffffff" if share[i, j] > 0.55 else INK,
             )
             text.set_in_layout(False)  # it lies inside the axes; measuring hundreds of them is slow

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from app.report.collect import Labels, PretrainRun, Result
-from app.report.style import MUTED, Figure, canvas_of, finish, method_colour, others_of
+from app.report.style import MUTED, WIDEST, Figure, canvas_of, finish, method_colour, others_of
 
 
 def pretraining_curves(runs: Sequence[PretrainRun], names: Mapping[str, str]) -> Figure | None:
@@ -20,7 +20,7 @@ def pretraining_curves(runs: Sequence[PretrainRun], names: Mapping[str, str]) ->
     if not runs:
         return None
     methods = list(dict.fromkeys(run.record.method for run in runs))
-    with canvas_of(10.4, 3.1) as canvas:
+    with canvas_of(WIDEST, 3.1) as canvas:
         grid = canvas.subplots(1, len(panels), squeeze=False)[0]
         ends = []
         for axes, (quantity, title) in zip(grid, panels, strict=True):
@@ -104,22 +104,26 @@ def roc_curves(
                 curves.setdefault(protocol, {})[method] = there
     if not curves:
         return None
-    width = 3.35 * len(curves)
-    with canvas_of(max(4.6, width), 4.1) as canvas:
-        grid = canvas.subplots(1, len(curves), squeeze=False, sharey=True)[0]
-        for axes, (protocol, by_method) in zip(grid, curves.items(), strict=True):
+    columns = min(4, len(curves))
+    lines, side = math.ceil(len(curves) / columns), min(3.35, WIDEST / columns)
+    with canvas_of(max(4.6, columns * side), 0.35 + lines * (side + 0.4)) as canvas:
+        grid = canvas.subplots(lines, columns, squeeze=False, sharey=True)
+        for axes in grid.flat[len(curves) :]:
+            axes.set_visible(False)
+        for axes, (protocol, by_method) in zip(grid.flat, curves.items(), strict=False):
             axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)))
-            for method, lines in by_method.items():
+            for method, seeds in by_method.items():
                 colour = method_colour(method, others_of(methods))
-                for line in lines if len(lines) > 1 else ():
+                for line in seeds if len(seeds) > 1 else ():
                     axes.plot([0, *_FPR], [0, *line], color=colour, linewidth=0.7, alpha=0.35)
-                axes.plot([0, *_FPR], [0, *np.mean(lines, axis=0)], color=colour, linewidth=1.9)
+                axes.plot([0, *_FPR], [0, *np.mean(seeds, axis=0)], color=colour, linewidth=1.9)
             axes.set_title(names[protocol])
             axes.set_xlabel("false positive rate")
             axes.set_box_aspect(1)
             axes.set_xlim(-0.01, 1.01)
             axes.set_ylim(-0.01, 1.01)
-        grid[0].set_ylabel("true positive rate")
+        for left in grid[:, 0]:
+            left.set_ylabel("true positive rate")
         shown = [m for m in methods if any(m in by_method for by_method in curves.values())]
         canvas.legend(
             handles=[

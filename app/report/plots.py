@@ -14,7 +14,20 @@ from matplotlib.lines import Line2D
 
 from app.report.compare import Comparison
 from app.report.names import MINUS
-from app.report.style import GRID, INK, MUTED, SURFACE, Figure, canvas_of, finish, legend, look, others_of
+from app.report.style import (
+    GRID,
+    INK,
+    MUTED,
+    SMALLEST_TEXT,
+    SURFACE,
+    WIDEST,
+    Figure,
+    canvas_of,
+    finish,
+    legend,
+    look,
+    others_of,
+)
 from app.science.statistics import Interval
 
 
@@ -47,8 +60,8 @@ def protocol_comparison(
             place += 0.82
         places.append(place)
         last = protocol
-    others, said = others_of(methods), []
-    with canvas_of(10.4, 1.05 + 0.27 * (places[-1] + 0.6)) as canvas:
+    others, said, compared = others_of(methods), [], False
+    with canvas_of(WIDEST, 1.05 + 0.27 * (places[-1] + 0.6)) as canvas:
         grid = canvas.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (metric, label) in zip(grid, panels.items(), strict=True):
             if metric in reference:
@@ -73,6 +86,7 @@ def protocol_comparison(
                         linestyle="none",
                     )
                     points.append(printed)
+                    compared = True
                 points.extend(v for v in (interval.mean, interval.low, interval.high) if math.isfinite(v))
                 if metric == "auroc":
                     said.append(f"{names[protocol]}, {names[method]} {interval.mean:.3f}")
@@ -93,31 +107,28 @@ def protocol_comparison(
                 xytext=(5, 0),
                 textcoords="offset points",
                 va="center",
-                fontsize=8.5,
+                fontsize=SMALLEST_TEXT,
                 fontweight="bold",
                 color=MUTED,
             )
-        legend(canvas, [m for m in methods if any(m == r for _, r in rows)], names, extra=_marks(reference))
+        legend(
+            canvas, [m for m in methods if any(m == r for _, r in rows)], names, extra=_marks(compared, bool(reference))
+        )
         alt = f"{title}: AUROC, balanced accuracy and accuracy. Mean AUROC: " + "; ".join(said) + "."
         return finish(canvas, f"protocols-{name}", alt)
 
 
-def _marks(reference: Mapping[str, float]) -> list[Line2D]:
-    marks = [
-        Line2D(
-            [],
-            [],
-            linestyle="none",
-            marker="o",
-            markersize=7,
-            markerfacecolor="none",
-            markeredgecolor=INK,
-            label="the paper",
-        )
-    ]
-    if reference:
-        marks.append(Line2D([], [], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="MedMNIST v2"))
-    return marks
+def _marks(compared: bool, referred: bool) -> list[Line2D]:
+    """Entries of the legend for what is drawn beside our results: the paper's markers, MedMNIST's lines."""
+    marks = []
+    if compared:
+        hollow = Line2D([], [], linestyle="none", marker="o", markersize=7, markerfacecolor="none", markeredgecolor=INK)
+        marks.append((hollow, "the paper"))
+    if referred:
+        marks.append((Line2D([], [], color=MUTED, linewidth=1, linestyle=(0, (4, 3))), "MedMNIST v2"))
+    for mark, label in marks:
+        mark.set_label(label)
+    return [mark for mark, _ in marks]
 
 
 def differences(
@@ -136,7 +147,7 @@ def differences(
     limit = max(0.02, 1.25 * max(ends))
     spread = 0.62 / max(1, len(methods))
     panel = 0.5 + len(protocols) * (0.24 + 0.24 * len(methods))
-    with canvas_of(10.4 if columns > 1 else 6.4, 0.7 + lines * panel) as canvas:
+    with canvas_of(WIDEST if columns > 1 else 6.4, 0.7 + lines * panel) as canvas:
         grid = canvas.subplots(lines, columns, squeeze=False, sharey=True, sharex=True)
         for axes in grid.flat[len(datasets) :]:
             axes.set_visible(False)

@@ -38,6 +38,9 @@ PALETTE = {
     **{colour: f"--m-{name.replace('_', '-')}" for name, (colour, _) in LOOKS.items()},
     **{colour: f"--m-other-{i}" for i, (colour, _) in enumerate(OTHER_LOOKS)},
 }
+WIDEST = 10.4  # inches: what the page shows at full size, so that no text in it is smaller than 11 pixels
+SMALLEST_TEXT = 8.5  # points, 11.3 pixels
+
 # Any: matplotlib types the keys of a style as some 300 literals.
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -65,10 +68,10 @@ _STYLE: Any = {
     "ytick.color": MUTED,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
+    "xtick.labelsize": SMALLEST_TEXT,
+    "ytick.labelsize": SMALLEST_TEXT,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": SMALLEST_TEXT,
     "figure.facecolor": SURFACE,
     "figure.constrained_layout.h_pad": 0.08,
     "figure.constrained_layout.w_pad": 0.08,
@@ -99,7 +102,7 @@ def look(method: str, others: Sequence[str]) -> tuple[str, str]:
 
 @contextmanager
 def canvas_of(width: float, height: float) -> Iterator[Canvas]:
-    """Give an empty figure, its size in inches, in our style meanwhile."""
+    """Give an empty figure, its size in inches (``WIDEST`` at most), in our style meanwhile."""
     with mpl.rc_context(_STYLE):
         yield Canvas(figsize=(width, height), layout="constrained")
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+
+from app.report.names import NOT_DONE
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,19 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+
+    def without_blank(self, *labels: str) -> Table:
+        """Return the table without those of the columns called ``labels`` in which no row says anything."""
+        blank = [
+            all(row.cells[i].text in ("", NOT_DONE) for row in self.rows) and column.label in labels
+            for i, column in enumerate(self.columns)
+        ]
+        rows = (
+            replace(row, cells=tuple(cell for cell, drop in zip(row.cells, blank, strict=True) if not drop))
+            for row in self.rows
+        )
+        columns = tuple(column for column, drop in zip(self.columns, blank, strict=True) if not drop)
+        return replace(self, columns=columns, rows=tuple(rows))
 
     @property
     def column_groups(self) -> list[tuple[str, int]]:

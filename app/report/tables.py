@@ -28,6 +28,8 @@ from app.report.paper import printed, published, reference
 from app.report.table import Cell, Column, Row, Table
 from app.science.statistics import Interval
 
+MEDMNIST = "MedMNIST v2"  # the column of its published numbers
+
 
 def _done_of(analysis: Analysis, key: CellKey) -> str:
     done, planned = len(analysis.results(*key)), len(analysis.study.planned.get(key, ()))
@@ -45,15 +47,13 @@ def results_table(analysis: Analysis) -> Table:
             if better:
                 best = max(better, key=lambda i: analysis.metric((dataset, protocol, study.methods[i]), "auroc").mean)
                 cells[best] = Cell(cells[best].text, "better best", cells[best].note)
-            if not study.experiment.synthetic:
-                known = reference(study, dataset) if protocol == "finetune" else {}
-                cells.append(Cell(number(known["auroc"]), "paper") if known else Cell(""))
+            known = reference(study, dataset) if protocol == "finetune" else {}
+            cells.append(Cell(number(known["auroc"]), "paper") if known else Cell(""))
             mark = " †" if dataset in study.overlaps else ""
             rows.append(Row(study.title(dataset) + mark, protocol_name(protocol), tuple(cells)))
-    columns = [Column(method_name(m)) for m in study.methods]
+    columns = [*(Column(method_name(m)) for m in study.methods), Column(MEDMNIST)]
     notes = ["Few-shot values are means over the draws of each seed, then over seeds."]
-    if not study.experiment.synthetic:
-        columns.append(Column("MedMNIST v2"))
+    if any(reference(study, dataset) for dataset in study.datasets):
         notes.append(f"{published()['medmnist']['source']}; for orientation beside fine-tuning.")
     baseline = method_name(analysis.baseline) if analysis.baseline else "a control"
     notes += [f"† {sentence}" for sentence in study.overlaps.values()]
@@ -68,7 +68,7 @@ def results_table(analysis: Analysis) -> Table:
             "◇ one of them does. Bold: the highest mean among the ▲ of a row.",
             *notes,
         ),
-    )
+    ).without_blank(MEDMNIST)
 
 
 def _result_cell(analysis: Analysis, key: CellKey) -> Cell:
@@ -108,14 +108,14 @@ def metrics_table(analysis: Analysis) -> Table:
 
 def differences_table(analysis: Analysis) -> Table:
     """Paired differences in AUROC with both intervals and what they allow to say."""
-    study = analysis.study
+    study, ns = analysis.study, {c.seeds.n for c in analysis.comparisons}
     rows = [
         Row(
             study.title(c.dataset),
             f"{protocol_name(c.protocol)}: {method_name(c.method)} {MINUS} {method_name(c.baseline)}",
             (
                 Cell(signed(c.difference), c.verdict),
-                Cell(span(c.seeds), note=f"n = {c.seeds.n}"),
+                Cell(span(c.seeds), note="" if len(ns) == 1 else f"n = {c.seeds.n}"),
                 Cell(span(c.images)),
                 Cell(f"{MARKS[c.verdict]} {READINGS[c.verdict]}", c.verdict),
             ),
@@ -141,7 +141,7 @@ def differences_table(analysis: Analysis) -> Table:
         ("Dataset", "Comparison"),
         (
             Column("Difference"),
-            Column("95 % over seeds"),
+            Column(f"95 % over {min(ns)} seeds" if len(ns) == 1 and min(ns) > 1 else "95 % over seeds"),
             Column("95 % over test images"),
             Column("Reading", text=True),
         ),
@@ -186,6 +186,7 @@ def datasets_table(study: Study) -> Table:
             rows.append(_dataset_row("Pretrain", name, info, info.unlabelled or info.splits))
         if info.role != "pretrain":
             rows.append(_dataset_row("Downstream", name, info, info.splits))
+    compared = any(name.split("_")[0] in published()["datasets"] for name in study.experiment.data)
     labels = (
         ("Modality and task", True),
         ("Classes", False),
@@ -196,11 +197,11 @@ def datasets_table(study: Study) -> Table:
     )
     return Table(
         "datasets",
-        "Datasets (the paper's Table 1 and Fig. 7)",
+        "Datasets" + (" (the paper's Table 1 and Fig. 7)" if compared else ""),
         ("Role", "Dataset"),
         tuple(Column(label, text=text) for label, text in labels),
         tuple(sorted(rows, key=lambda row: row.group == "Downstream")),
-    )
+    ).without_blank("The paper's")
 
 
 def _dataset_row(role: str, name: str, info: DatasetInfo, images: Mapping[str, int]) -> Row:
@@ -259,7 +260,8 @@ def files_table(study: Study) -> Table:
         origin = "; ".join(known[k] for k in ("origin", "population") if k in known)
         rows.append(Row("", info.title, tuple(Cell(t or NOT_DONE) for t in (origin, info.source, info.sha256))))
     columns = tuple(Column(label, text=True) for label in ("Origin and patients", "Source", "SHA-256"))
-    return Table("files", "Origin of the data", ("", "Dataset"), columns, tuple(rows))
+    table = Table("files", "Origin of the data", ("", "Dataset"), columns, tuple(rows))
+    return table.without_blank("Origin and patients")
 
 
 def downstream_jobs_table(study: Study) -> Table:

@@ -13,6 +13,8 @@ from types import FrameType
 from typing import Any
 
 from app.errors import AppError, Interrupted, UsageError
+from app.jobs import keys
+from app.jobs.job import continued_without_overwrite, forget
 from app.jobs.records import PlannedJob, PlannedPretraining
 from app.jobs.run import Run
 from app.machine import cores
@@ -44,7 +46,8 @@ def run_study(
         run_id: the run's name, or None for the default.
         workers: jobs at a time. With several, each is a process and gets its share of the CPU threads,
             unless ``runtime.threads`` says otherwise.
-        overwrite: run every job afresh.
+        overwrite: run every job afresh: the results of all are dropped before the first begins, so that the same
+            command without it goes on with those that are left.
         strict_overlap: refuse to pretrain on images of a test split.
 
     Returns:
@@ -72,8 +75,12 @@ def run_study(
         runtime = own.model_copy(update={"threads": threads, "processes": own.processes or 1})
         run = Run(run.store, run.run_id, run.config.model_copy(update={"runtime": runtime}))
     errors: dict[str, AppError] = {}
-    ways = _in_order(run, waiting, overwrite) if workers == 1 else _in_parallel(run, waiting, overwrite, workers)
-    with closing(ways) as ended:
+    if overwrite:
+        folders = [keys.pretraining(run.run_id, job.key) for job in jobs.pretrain]
+        for folder in [*folders, *(keys.downstream(run.run_id, job.key) for job in jobs.downstream)]:
+            forget(run, folder)
+    ways = _in_order(run, waiting) if workers == 1 else _in_parallel(run, waiting, workers)
+    with continued_without_overwrite(overwrite), closing(ways) as ended:
         for key, error in ended:
             if isinstance(error, Interrupted):
                 raise error
@@ -126,19 +133,19 @@ def run_job(run: Run, args: Sequence[str], overwrite: bool) -> None:
 Ended = Generator[tuple[str, AppError | None]]
 
 
-def _in_order(run: Run, waiting: dict[str, PlannedJob], overwrite: bool) -> Ended:
+def _in_order(run: Run, waiting: dict[str, PlannedJob]) -> Ended:
     """Run the jobs one after the other; take each from ``waiting`` and yield its name and its error, if any."""
     while waiting:
         key = next(iter(waiting))
         job = waiting.pop(key)
         try:
-            run_job(run, job.args, overwrite)
+            run_job(run, job.args, False)
             yield key, None
         except AppError as error:
             yield key, error
 
 
-def _in_parallel(run: Run, waiting: dict[str, PlannedJob], overwrite: bool, workers: int) -> Ended:
+def _in_parallel(run: Run, waiting: dict[str, PlannedJob], workers: int) -> Ended:
     """Run the jobs ``workers`` at a time, none before the one it needs.
 
     Raises:
@@ -161,7 +168,7 @@ def _in_parallel(run: Run, waiting: dict[str, PlannedJob], overwrite: bool, work
                 ]
                 for key in ready[: workers - len(running)] if signals.came is None else []:
                     job = waiting.pop(key)
-                    future = pool.submit(_run_remote, run.store.address, run.run_id, config, job.args, overwrite)
+                    future = pool.submit(_run_remote, run.store.address, run.run_id, config, job.args)
                     running[future] = key
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
@@ -234,7 +241,7 @@ def _start_worker() -> None:
     end_with_the_parent(Interrupted.exit_code)
 
 
-def _run_remote(address: str, run_id: str, config: dict[str, Any], args: Sequence[str], overwrite: bool) -> None:
+def _run_remote(address: str, run_id: str, config: dict[str, Any], args: Sequence[str]) -> None:
     from app.config import parse_config
 
     if _Worker.stopped:
@@ -244,7 +251,7 @@ def _run_remote(address: str, run_id: str, config: dict[str, Any], args: Sequenc
         settings = parse_config(config, where="the runner")
         store = open_store(address, warn=Progress("store").say)
         store.patience.seconds = 60 * settings.runtime.patience_minutes
-        run_job(Run(store, run_id, settings), args, overwrite)
+        run_job(Run(store, run_id, settings), args, False)
     except Stopped as stop:
         raise Interrupted(f"{stop}: stopped; run the same command again") from None
     finally:

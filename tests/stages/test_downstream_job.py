@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from app.config import load_config
 from app.data import write_phantoms
 from app.errors import CollapseError, InputError, Interrupted, UsageError
+from app.jobs import keys
 from app.jobs.checkpoint import load_checkpoint
 from app.jobs.job import Job
 from app.jobs.run import Run, load_labelled
@@ -26,6 +27,8 @@ from app.science import finetuning
 from app.science.finetuning import Labelled, predict, probabilities
 from app.science.networks import Classifier, Encoder
 from app.stages import downstream
+from app.stages import run as study
+from app.stages.plan import plan as planned
 from app.storage import FolderStore
 from tests import small
 from tests.checkpoints import save_checkpoint
@@ -164,6 +167,53 @@ def stopped(make_run: Any, name: str, protocol: str, at: int) -> Run:
         with pytest.raises(Interrupted):
             train(run, protocol)
     return run
+
+
+@pytest.mark.parametrize("protocol", ["finetune", "few_shot"])
+def test_an_overwriting_job_that_is_stopped_goes_on_without_the_option(make_run, capsys, protocol):
+    """What its message says to do continues it; with the option it would begin anew."""
+    run = make_run("a")
+    before = train(run, protocol)
+    original = Job.after_step
+    with pytest.MonkeyPatch.context() as patch:
+
+        def after_step(self: Job, step: int, state: Any, where: str) -> None:
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            original(self, step, state, where)
+
+        patch.setattr(Job, "after_step", after_step)
+        with pytest.raises(Interrupted) as caught:
+            downstream.run(run, dataset="breastmnist", init="random", protocol=protocol, seed=0, overwrite=True)
+    assert str(caught.value).endswith("run the same command again to continue, without --overwrite")
+    capsys.readouterr()
+    again = train(run, protocol)
+    assert "continues at epoch" in capsys.readouterr().err
+    assert again["metrics"] == before["metrics"]
+
+
+def test_a_study_that_overwrites_goes_on_without_the_option(make_run, monkeypatch):
+    """All results go before the first job: none of before is taken for one of the new ones."""
+    run = make_run("a")
+    folders = [keys.pretraining("r", "byol-s0"), keys.downstream("r", "breastmnist/random/finetune/s0")]
+    settings = [*SETTINGS, "study.datasets=[breastmnist]", "study.methods=[byol]", "study.protocols=[finetune]"]
+    config = load_config("smoke", [*settings, "data.pretrain=breastmnist"], data_root=run.config.data_root)
+    planned(run.store, config, "r")
+    for folder in folders:
+        run.store.write(keys.record(folder), b"{}")
+    seen = []
+
+    def job(_run: Run, args: Any, overwrite: bool) -> None:
+        assert [run.store.exists(keys.record(folder)) for folder in folders] == [False, False]
+        assert not overwrite
+        seen.append(args)
+        if len(seen) == 2:
+            raise Interrupted("SIGTERM: stopped; run the same command again")
+
+    monkeypatch.setattr(study, "run_job", job)
+    with pytest.raises(Interrupted, match=r"run the same command again, without --overwrite$"):
+        study.run_study(run.store, config, "r", overwrite=True)
+    assert len(seen) == 2
 
 
 def refusal(run: Run, protocol: str) -> list[str]:

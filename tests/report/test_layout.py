@@ -1,0 +1,235 @@
+"""How the report looks: nothing clipped, nothing too small to read, nothing about what this run has not."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.report import counts, plots, tables, write_report
+from app.report.collect import collect
+from app.report.compare import Analysis
+from app.report.content import lead
+from app.report.style import WIDEST, Figure
+from app.science.statistics import Interval
+from tests.report.test_report import DATASETS, ROOT, RUN, FakeRun, Page, read
+
+PROTOCOLS = ("finetune", "linear_probe", "few_shot", "few_shot_frozen")
+OWN: dict[str, dict[str, Any]] = {
+    "lesions": {
+        "title": "lesions", "modality": "not stated", "task": "binary-class", "labels": ("class 0", "class 1"),
+        "test": (30, 40), "licence": "not stated",
+    }
+}  # fmt: skip
+
+
+def written(**changes: Any) -> FakeRun:
+    run = FakeRun(**({"shrink": 12, "draws": 2, "seeds": (0, 1)} | changes)).write()
+    write_report(run.store, RUN)
+    return run
+
+
+@pytest.fixture(scope="module")
+def widest() -> FakeRun:
+    """As much as a report can be asked to show beside each other."""
+    return written(methods=("random", "imagenet", "byol", "byol_plus"), protocols=PROTOCOLS)
+
+
+@pytest.fixture(scope="module")
+def own() -> FakeRun:
+    return written(datasets=OWN, protocols=("finetune", "few_shot"))
+
+
+# --- figures ----------------------------------------------------------------------------------------
+
+
+def sizes(svg: str) -> list[float]:
+    """Sizes of all text of a figure at the width that it is made for, in CSS pixels: SVG counts in points."""
+    found = [float(size) for size in re.findall(r"font(?:-size)?:[^;\"]*?([\d.]+)px", svg)]
+    assert found
+    return [size * 96 / 72 for size in found]
+
+
+def test_no_figure_is_wider_than_the_page_or_has_text_below_eleven_pixels(widest, own):
+    for run in (widest, own):
+        figures = [key for key in run.store.list(f"{ROOT}/report/figures") if key.endswith(".svg")]
+        assert len(figures) > 5
+        for key in figures:
+            svg = run.store.read(key).decode()
+            width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1]) * 96 / 72
+            assert width <= WIDEST * 96 + 1, key
+            assert min(sizes(svg)) >= 11, key
+        page = read(run, "index.html")
+        for least, most in re.findall(r'class="drawing" style="min-width:(\d+)px;max-width:(\d+)px"', page):
+            smallest = 8.5 * 96 / 72 * int(least) / int(most)
+            assert smallest >= 11, "on a phone a figure is scrolled, and not made smaller"
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 7, 8, 9, 11, 14])
+def test_confusion_matrices_of_any_number_of_classes_fit(classes):
+    matrix = np.full((classes, classes), 1234.0)
+    panels = [(row, method, matrix) for row in PROTOCOLS for method in ("a", "b", "c", "d", "the paper's BYOL+")]
+    figure = counts.confusion_matrices("x", "X", [f"class {c}" for c in range(classes)], panels, PROTOCOLS)
+    assert isinstance(figure, Figure)
+    assert figure.width <= WIDEST * 96
+    assert min(sizes(figure.svg)) >= 11
+    assert figure.svg.count("the paper's BYOL+") >= 1
+    assert all(figure.svg.count(f">{protocol}<") >= 1 for protocol in PROTOCOLS)
+
+
+@pytest.mark.parametrize("published", [True, False])
+@pytest.mark.parametrize("referred", [True, False])
+def test_a_legend_names_what_is_drawn_and_nothing_else(published, referred):
+    figure = plots.protocol_comparison(
+        "x", "X", ["finetune"], ["random", "byol"],
+        lambda *_: Interval(0.8, 0.7, 0.9, 3),
+        lambda _, method, metric: 0.85 if published and (method, metric) == ("byol", "accuracy") else None,
+        {"accuracy": 0.9} if referred else {},
+        {"random": "Random", "byol": "BYOL", "finetune": "Fine-tune"},
+    )  # fmt: skip
+    assert figure is not None
+    assert ("the paper" in figure.svg) == published
+    assert ("MedMNIST v2" in figure.svg) == referred
+
+
+# --- words ------------------------------------------------------------------------------------------
+
+
+def test_own_data_are_beside_no_paper(own):
+    page, text = Page(read(own, "index.html")), read(own, "report.md")
+    for said in (page.text, text):
+        assert "MedMNIST v2, Scientific Data" in said  # in the references alone
+        assert "Beside the paper" not in said
+        assert "The paper's" not in said
+        assert "Origin and patients" not in said
+        assert said.count("MedMNIST v2") == 1
+        assert "Hollow" not in said
+    assert not [a for _, a in page.tags if a.get("href") == "#paper" or a.get("id") == "paper"]
+    assert [column.label for column in tables.results_table(Analysis(collect(own.store, RUN))).columns] == [
+        "Random", "BYOL", "BYOL+",
+    ]  # fmt: skip
+
+
+def test_data_of_both_kinds_keep_the_columns_of_the_known_ones():
+    run = written(
+        datasets=OWN | {"breastmnist": DATASETS["breastmnist"]}, protocols=("finetune",), methods=("random", "byol")
+    )
+    text = read(run, "report.md")
+    assert "## Beside the paper" in text
+    assert re.search(r"\| Dataset \| Protocol \| Random \| BYOL \| MedMNIST v2 \|", text)
+    assert "The paper's" in text
+    assert "lesions" not in text[text.index("## Beside the paper") : text.index("## ROC")]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "said"),
+    [
+        (["better"], "1 comparison with the Random start: 1 better."),
+        (["worse", "worse"], "2 comparisons with the Random start: 2 worse."),
+        (["none"], "1 comparison with the Random start: 1 without a difference that can be told."),
+        (
+            ["better", "worse", "worse", "unsettled", "none", "unknown"],
+            "6 comparisons with the Random start: 1 better, 2 worse, 1 not settled, "
+            "2 without a difference that can be told.",
+        ),
+    ],
+)
+def test_the_findings_are_counted_in_a_sentence(own, monkeypatch, verdicts, said):
+    analysis = Analysis(collect(own.store, RUN))
+    one = next(iter(Analysis(analysis.study).against_baseline.values()))
+
+    class Judged(type(one)):
+        verdict = property(lambda self: verdicts[int(self.dataset)])
+
+    fields = {name: getattr(one, name) for name in ("protocol", "method", "baseline", "seeds", "images")}
+    judged = {(str(i), "finetune", "byol"): Judged(dataset=str(i), **fields) for i in range(len(verdicts))}
+    monkeypatch.setattr(Analysis, "against_baseline", judged)
+    assert lead(analysis)[0] == said
+
+
+# --- in a browser -----------------------------------------------------------------------------------
+
+MEASURE = """<script>addEventListener("load", () => {
+const clipped = [], small = [];
+for (const box of document.querySelectorAll(".scroll"))
+  if (box.scrollWidth > box.clientWidth + 1) clipped.push(box.getAttribute("aria-label"));
+for (const element of document.querySelectorAll("body *")) {
+  if (![...element.childNodes].some(node => node.nodeType == 3 && node.textContent.trim())) continue;
+  let size = parseFloat(getComputedStyle(element).fontSize);
+  if (element.closest("svg") && element.tagName != "text") continue;
+  if (element.tagName == "text") { const m = element.getScreenCTM(); size *= Math.hypot(m.a, m.b); }
+  if (size && size < 10.95 && !["STYLE", "SCRIPT"].includes(element.tagName)) small.push([element.textContent, size]);
+}
+const text = JSON.stringify({width: innerWidth, page: document.documentElement.scrollWidth, clipped, small});
+document.body.innerHTML = "";
+document.body.append(Object.assign(document.createElement("output"), {textContent: text}));
+});</script>"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium is installed")
+    return found
+
+
+def measured(browser: str, run: FakeRun, folder: Path, width: int) -> dict[str, Any]:
+    path = folder / "page.html"
+    path.write_text(read(run, "index.html").replace("</body>", f"{MEASURE}</body>"))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    options += ["--virtual-time-budget=4000", f"--window-size={width},900", f"--user-data-dir={folder}/profile"]
+    done = subprocess.run([browser, *options, path.as_uri()], capture_output=True, text=True, timeout=120)
+    return json.loads(html.unescape(re.search(r"<output>(.*?)</output>", done.stdout, re.S)[1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 500])
+@pytest.mark.parametrize("kind", ["widest", "own"])
+def test_nothing_is_clipped_or_small_in_a_browser(browser, tmp_path, request, kind, width):
+    seen = measured(browser, request.getfixturevalue(kind), tmp_path, width)
+    assert seen["page"] <= seen["width"], "the page itself never scrolls sideways"
+    assert seen["small"] == []
+    if width > 1000:
+        assert seen["clipped"] == []
+
+
+@pytest.mark.slow
+def test_in_print_no_table_is_left_without_its_head_or_rows(browser, widest, tmp_path):
+    """No page ends with the head of a table, or shows rows without one."""
+    if shutil.which("pdftotext") is None:
+        pytest.skip("pdftotext (poppler) is not installed")
+    (tmp_path / "page.html").write_text(read(widest, "index.html"))
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-pdf-header-footer",
+        f"--print-to-pdf={tmp_path}/p.pdf",
+    ]
+    page = (tmp_path / "page.html").as_uri()
+    subprocess.run([browser, *options, f"--user-data-dir={tmp_path}/profile", page], capture_output=True, timeout=120)
+    text = subprocess.run(["pdftotext", "-layout", tmp_path / "p.pdf", "-"], capture_output=True, text=True).stdout
+    pages = [[line.strip() for line in page.splitlines() if line.strip()] for page in text.split("\f")]
+    pages = [lines for lines in pages if lines]
+    assert len(pages) > 10
+    heads = ("Dataset", "Job ", "Role ", "Item ")
+    captions = (
+        "Test AUROC: mean",
+        "Paired differences",
+        "AUROC of each",
+        "Every test metric",
+        "Downstream jobs",
+        "Datasets (",
+    )
+    for lines in pages:
+        assert not lines[-1].startswith((*heads, *captions)), lines[-1]
+        if re.search(r"^\S.* \d\.\d{3} ± ", lines[0]):
+            pytest.fail(f"rows without a head: {lines[0]}")
