@@ -30,7 +30,7 @@ from app.science.finetuning import Fit, Labelled, fit, n_outputs, predict, proba
 from app.science.networks import Classifier, Encoder, to_float
 from app.science.protocols import PROTOCOLS
 from app.settings import Config, FewShotRecipe, ProtocolName, Recipe
-from app.stages.kernels import choose_kernels
+from app.stages.kernel_choice import choose_kernels
 from app.stages.weights import Weights, describe, initial_weights
 
 

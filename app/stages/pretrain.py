@@ -20,7 +20,7 @@ from app.science.convolutions import Table, names_of
 from app.science.distributed import Ranks, joined, leading, process_count, torchrun_rank
 from app.science.pretraining import Trainer
 from app.settings import Config, Method
-from app.stages.kernels import choose_kernels
+from app.stages.kernel_choice import choose_kernels
 from app.stages.weights import Weights, describe, initial_weights
 from app.storage import open_store
 

@@ -21,7 +21,7 @@ from app.science import pretraining
 from app.science.convolutions import ROWS, TAPS, Ways, plain_ways
 from app.science.pretraining import Trainer
 from app.settings import Config
-from app.stages import kernels, pretrain
+from app.stages import kernel_choice, pretrain
 from app.storage import FolderStore
 from tests import small
 
@@ -268,16 +268,16 @@ def test_a_pretraining_goes_on_with_the_kernels_that_it_began_with(make_run, mon
     def unlike(shapes, batch):
         return {str(shape): Ways(ROWS, ROWS, TAPS) if shape.kernel == 3 else plain_ways(shape) for shape in shapes}
 
-    monkeypatch.setattr(kernels, "WORTHWHILE", 1)
-    monkeypatch.setattr(kernels, "cache_folder", lambda name: None)
-    monkeypatch.setattr(kernels, "measured_table", unlike)
+    monkeypatch.setattr(kernel_choice, "WORTHWHILE", 1)
+    monkeypatch.setattr(kernel_choice, "cache_folder", lambda name: None)
+    monkeypatch.setattr(kernel_choice, "measured_table", unlike)
     whole, pieces, plain = make_run("whole"), make_run("pieces"), make_run("plain", "runtime.kernels=plain")
     expected = pretrain.run(whole, method="byol", seed=0)
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
         with pytest.raises(Interrupted):
             pretrain.run(pieces, method="byol", seed=0)
-    monkeypatch.setattr(kernels, "measured_table", measured)
+    monkeypatch.setattr(kernel_choice, "measured_table", measured)
     monkeypatch.setattr(pretrain, "cpu_model", lambda: "another CPU")
     record = pretrain.run(pieces, method="byol", seed=0)
     assert "began on another CPU" in capsys.readouterr().err

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from app.science.convolutions import LIBRARY, ROWS, TAPS, Convolution, Ways
-from app.stages import kernels
-from app.stages.kernels import choose_kernels
+from app.stages import kernel_choice
+from app.stages.kernel_choice import choose_kernels
 
 SHAPE = "3x3/1 4-4 4x4 float32"
 MEASURED = {SHAPE: Ways(ROWS, LIBRARY, TAPS)}
@@ -34,7 +34,7 @@ def measurements(monkeypatch):
         seen.append(batch)
         return {str(shape): Ways(ROWS if shape.kernel == 3 else TAPS, LIBRARY, TAPS) for shape in shapes}
 
-    monkeypatch.setattr(kernels, "measured_table", measured)
+    monkeypatch.setattr(kernel_choice, "measured_table", measured)
     return seen
 
 
@@ -75,7 +75,7 @@ def test_another_job_or_machine_is_measured_anew(network, measurements, monkeypa
     if other == "threads":
         torch.set_num_threads(2)
     if other == "cpu":
-        monkeypatch.setattr(kernels, "cpu_flags", lambda: ["amx_bf16", "avx1024"])
+        monkeypatch.setattr(kernel_choice, "cpu_flags", lambda: ["amx_bf16", "avx1024"])
     if other == "torch":
         monkeypatch.setattr(torch, "__version__", "99.0")
     choose(network, **{"batch": {"batch": 9}, "precision": {"precision": "bfloat16"}}.get(other, {}))
@@ -83,14 +83,14 @@ def test_another_job_or_machine_is_measured_anew(network, measurements, monkeypa
 
 
 def test_of_two_at_a_time_the_first_counts_for_both(network, measurements, monkeypatch):
-    mine = kernels.measured_table
+    mine = kernel_choice.measured_table
 
     def meanwhile(shapes, batch):
-        monkeypatch.setattr(kernels, "measured_table", mine)
+        monkeypatch.setattr(kernel_choice, "measured_table", mine)
         choose(network)
         return {str(shape): Ways(LIBRARY, LIBRARY, LIBRARY) for shape in shapes}
 
-    monkeypatch.setattr(kernels, "measured_table", meanwhile)
+    monkeypatch.setattr(kernel_choice, "measured_table", meanwhile)
     assert choose(network)[SHAPE] == MEASURED[SHAPE]
 
 
@@ -110,12 +110,12 @@ def test_a_damaged_file_is_measured_anew(network, measurements, cache, text):
 @pytest.mark.parametrize("why", ["no folder", "no links"])
 def test_a_cache_that_cannot_be_written_is_done_without(network, measurements, monkeypatch, why):
     if why == "no folder":
-        monkeypatch.setattr(kernels, "cache_folder", lambda name: None)
+        monkeypatch.setattr(kernel_choice, "cache_folder", lambda name: None)
     else:
 
         def refused(*_):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(kernels.os, "link", refused)
+        monkeypatch.setattr(kernel_choice.os, "link", refused)
     assert choose(network)[SHAPE] == choose(network)[SHAPE] == MEASURED[SHAPE]
     assert measurements == [8, 8]
