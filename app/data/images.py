@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from app.data.files import Images, file_error, one_line
 from app.errors import AppError, InputError, StorageError
@@ -330,7 +330,7 @@ def _is_scaled(image: Image.Image) -> bool:
 
     65535 says as little of the instrument as the 16 bits of a PNG.
     """
-    if image.format != "PPM" or image.mode != "I" or not image.tile:
+    if image.format != "PPM" or image.mode != "I" or not isinstance(image, ImageFile.ImageFile) or not image.tile:
         return False
     args = image.tile[0].args
     return isinstance(args, tuple) and args[-1] != 65535
