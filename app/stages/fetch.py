@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 from app.data import SIZES, catalog, default_roots, file_name, find_file, known, licence_of
 from app.data import fetch as download
-from app.errors import UsageError
+from app.data.files import digest_of
+from app.errors import InputError, UsageError
 from app.jobs import keys
 from app.machine import path_of
 from app.runtime import Progress
 from app.settings import Config
 from app.stages.fallback import settle_data
-from app.storage import Store
+from app.storage import Store, sha256
 
 
 def fetch(
@@ -44,11 +45,19 @@ def fetch(
         place = str(path)
         if store is not None:
             key = keys.dataset(name, size)
-            if not store.exists(key):
+            if not _holds(store, key, digest_of(path)):
                 store.write(key, path.read_bytes())
             place = f"{store.uri}/{key}"
         progress.say(f"{name}: verified")
         yield f"{place}  ({known(name).licence})"
+
+
+def _holds(store: Store, key: str, digest: str) -> bool:
+    """Whether the store has this very file under ``key``, and not a rotten or another one."""
+    try:
+        return sha256(store.read(key)) == digest
+    except InputError:  # there is none, or it is damaged
+        return False
 
 
 def fetch_study(store: Store, config: Config, *, mirror: str | None, offline: bool) -> Iterator[str]:

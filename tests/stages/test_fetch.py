@@ -16,7 +16,7 @@ from app.data import PHANTOM_COUNTS, catalog, download, write_phantoms
 from app.errors import InputError, UsageError
 from app.jobs.run import Run, search
 from app.stages.fallback import settle_data
-from app.stages.fetch import fetch_study
+from app.stages.fetch import fetch, fetch_study
 from app.storage import FolderStore
 
 NAMES = sorted(PHANTOM_COUNTS)
@@ -77,6 +77,26 @@ def test_every_file_of_a_study_comes_from_where_it_is(files, tmp_path, monkeypat
         assert store.read(f"data/{name}_28.npz") == (files / f"{name}.npz").read_bytes()
     assert not (tmp_path / "empty").exists()
     assert (tmp_path / "home").exists() == (place == "home")
+
+
+def half(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flip(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", half, flip])
+def test_what_is_said_to_be_verified_is_and_a_damaged_copy_is_mended(files, tmp_path, damage, monkeypatch):
+    store, root = FolderStore(tmp_path / "store"), copy(files, tmp_path / "root")
+    sound = (root / "breastmnist.npz").read_bytes()
+    store.write("data/breastmnist_28.npz", damage(sound))
+    options = {"size": 28, "store": store, "root": str(root), "mirror": None, "offline": True}
+    list(fetch(["breastmnist"], **options))
+    assert store.read("data/breastmnist_28.npz") == sound
+    monkeypatch.setattr(store, "write", lambda *_: pytest.fail("a sound copy is written again"))
+    list(fetch(["breastmnist"], **options))
 
 
 def test_a_set_of_ones_own_in_the_data_root_is_copied(files, tmp_path):
