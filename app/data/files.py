@@ -33,7 +33,7 @@ def one_line(error: BaseException) -> str:
 
 def file_error(error: OSError, path: Path, doing: str) -> AppError:
     """Translate an operating system error met while ``doing`` ("reading", "writing") ``path``."""
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+    if doing == "reading" and error.errno in (errno.ENOENT, errno.ENOTDIR):
         return InputError(f"{path}: no such file; check the path, or run `data fetch`")
     return os_error(error, path, doing)
 

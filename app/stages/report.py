@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from app.data.files import atomic_write
 from app.errors import InputError, UsageError
 from app.jobs import keys
 from app.report import ReportSummary, make_report
@@ -24,14 +25,16 @@ def run(store: Store, run_id: str, out: Path | None = None) -> ReportSummary:
 
     Raises:
         InputError: there is no such run.
-        UsageError: neither the store nor ``out`` can be written.
+        UsageError: neither the store nor ``out`` may be written.
+        StorageError: one of them is full or fails.
     """
     if not store.exists(keys.experiment(run_id)):
         known = [name for name in keys.run_ids(store.list(keys.RUNS)) if store.exists(keys.experiment(name))]
         raise InputError(f"--run-id {run_id}: {store.uri} has no such run; it has {', '.join(known) or 'none'}")
     files, summary = make_report(store, run_id)
     if out is not None:
-        _copy(files[summary.keys[-1]], out)
+        with atomic_write(out / "index.html") as copy:
+            copy.write(files[summary.keys[-1]])
     try:
         for key, data in files.items():
             store.write(key, data)
@@ -41,11 +44,3 @@ def run(store: Store, run_id: str, out: Path | None = None) -> ReportSummary:
         Progress("report", run_id=run_id).say(f"{error}; the page is in {out} alone")
         return replace(summary, page=f"{out}/index.html")
     return summary
-
-
-def _copy(page: bytes, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "index.html").write_bytes(page)
-    except OSError as error:
-        raise UsageError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error

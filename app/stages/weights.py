@@ -11,6 +11,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from app.data.files import file_error
 from app.errors import InputError, StorageError, UsageError
 from app.jobs import keys
 from app.jobs.checkpoint import parse_weights
@@ -21,7 +22,7 @@ from app.runtime import Progress
 from app.science.foreign import find_resnet
 from app.science.networks import Encoder
 from app.settings import METHODS, Config
-from app.storage import MissingObject, Store, open_store, sha256
+from app.storage import MissingObject, Store, is_key, open_store, sha256
 
 State = dict[str, Tensor]
 
@@ -194,13 +195,13 @@ def _read(store: Store, uri: str) -> tuple[State, dict[str, str], str]:
     path = path_of(uri)
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
-        if path.is_absolute() or not store.exists(uri):
+    except (FileNotFoundError, NotADirectoryError):
+        if not (is_key(uri) and store.exists(uri)):
             raise InputError(
                 f"{uri}: no such file or object of the store; give a path, or a key inside --store"
             ) from None
         data = store.read(uri)
     except OSError as error:
-        raise UsageError(f"{uri}: cannot be read ({error.strerror}); check its permissions") from error
+        raise file_error(error, path, "reading") from error
     state, metadata = parse_weights(data, source=uri)
     return state, metadata, sha256(data)

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from app.errors import UsageError
 from app.machine import path_of
-from app.storage.base import TEMPORARY, MissingObject, Patience, Store, Versioned, check_key, sha256
+from app.storage.base import TEMPORARY, MissingObject, Patience, Store, Versioned, check_key, is_key, sha256
 from app.storage.folder import FolderStore
 from app.storage.s3 import S3Store
 
@@ -21,6 +21,7 @@ __all__ = [
     "Store",
     "Versioned",
     "check_key",
+    "is_key",
     "open_store",
     "sha256",
 ]

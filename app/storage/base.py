@@ -162,14 +162,19 @@ class Store(Protocol):
         """Return a file with the object under ``key``, to be read only."""
 
 
+def is_key(text: str) -> bool:
+    """Whether ``text`` can be a key: a plain relative path, which stays inside the store."""
+    parts = text.split("/")
+    return not any(part in ("", ".", "..") for part in parts) and "\\" not in text and text.isprintable()
+
+
 def check_key(key: str) -> str:
     """Return ``key`` if it stays inside the store.
 
     Raises:
         UsageError: empty, absolute, with ``..``, a backslash or a control character.
     """
-    parts = key.split("/")
-    if any(part in ("", ".", "..") for part in parts) or "\\" in key or not key.isprintable():
+    if not is_key(key):
         raise UsageError(f"key {key!r}: not a plain relative path; use letters, digits, '-', '_', '.' and '/'")
     return key
 

@@ -411,7 +411,13 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], int, str]] = {
     "encoder: empty": (lambda p: encoder(p, lambda _: b""), 66, "its SHA-256 is not the recorded one"),
     # files of weights
     "weights: gone": (lambda p: downstream(p, "/nowhere/w.pt"), 66, "no such file or object"),
-    "weights: a folder": (lambda p: downstream(p, str(p.root)), 2, "cannot be read"),
+    "weights: gone from here": (lambda p: downstream(p, "./w.pt"), 66, "no such file or object"),
+    "weights: gone from above": (lambda p: downstream(p, "../../w.pt"), 66, "no such file or object"),
+    "weights: gone from home": (lambda p: downstream(p, "~/nowhere/w.pt"), 66, "no such file or object"),
+    "weights: gone, by its URI": (lambda p: downstream(p, "file:///nowhere/w.pt"), 66, "no such file or object"),
+    "weights: inside a file": (lambda p: downstream(p, f"{p.data}/breastmnist.npz/w.pt"), 66, "no such file or object"),
+    "weights: no key of the store": (lambda p: downstream(p, "a/b.pt"), 66, "no such file or object"),
+    "weights: a folder": (lambda p: downstream(p, str(p.root)), 66, "is a folder, but a file is needed"),
     "weights: empty": (lambda p: with_weights(p, b""), 66, "not a readable safetensors file"),
     "weights: a web page": (lambda p: with_weights(p, b"<html>" * 99), 66, "not a readable safetensors file"),
     "weights: half": (

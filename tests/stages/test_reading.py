@@ -115,6 +115,30 @@ def test_a_report_goes_elsewhere_if_the_store_cannot_be_written(store, call, tmp
     assert tree(store.root) == before
 
 
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 69), (errno.EDQUOT, 69), (errno.EACCES, 2)])
+def test_a_copy_that_cannot_be_written_has_the_code_of_the_cause_and_spares_the_old(
+    store, call, tmp_path, monkeypatch, number, code
+):
+    page, command = tmp_path / "page/index.html", ["report", "--store", store.root, "--run-id", RUN, "--out"]
+    page.parent.mkdir()
+    page.write_text("the old one")
+    real = os.fsync
+
+    def fail(handle: int) -> None:
+        if os.readlink(f"/proc/self/fd/{handle}").startswith(str(page.parent)):
+            raise OSError(number, os.strerror(number))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    found, _, err = call(*command, page.parent)
+    assert found == code
+    assert str(page) in err
+    assert [path.name for path in page.parent.iterdir()] == ["index.html"]
+    assert page.read_text() == "the old one"
+    assert call(*command, page)[0] == 2, "a file stands there"
+    assert call(*command, page / "deeper")[0] == 2
+
+
 def test_a_status_is_shown_before_it_is_published(store, call):
     before = tree(store.root)
     with read_only(store.root):

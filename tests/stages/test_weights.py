@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,6 +107,23 @@ def test_weights_in_a_bucket_are_read_by_their_uri(tmp_path, s3_environment, mon
     ours = initial_weights(Run(store, "r", config), uri)
     assert ours.name == initial_weights(Run(FolderStore(tmp_path), "r", config), uri + options).name
     assert ours.name == initial_weights(Run(store, "r", config), "a/encoder.safetensors").name
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ESTALE, StorageError), (errno.EIO, StorageError), (errno.EACCES, UsageError), (errno.EISDIR, InputError)],
+)
+@pytest.mark.parametrize("way", ["--init", "--imagenet-weights"])
+def test_weights_that_cannot_be_read_have_the_code_of_the_cause(tmp_path, monkeypatch, way, number, kind):
+    file = tmp_path / "w.pth"
+
+    def fail(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    asked = run(tmp_path, weights=str(file))
+    with pytest.raises(kind, match=r"w\.pth: .* while reading; "):
+        initial_weights(asked, str(file) if way == "--init" else "imagenet")
 
 
 def test_a_file_is_known_by_its_content(tmp_path, published):
