@@ -1,5 +1,5 @@
 """The report of a run: collect → compare → plots → page."""
 
-from app.report.page import ReportSummary, make_report, write_report
+from app.report.page import ReportSummary, make_report
 
-__all__ = ["ReportSummary", "make_report", "write_report"]
+__all__ = ["ReportSummary", "make_report"]

@@ -50,23 +50,11 @@ class ReportSummary:
             )
 
 
-def write_report(store: Store, run_id: str) -> ReportSummary:
-    """Write ``runs/<run-id>/report/{index.html, report.md, tables.csv, figures/*.svg}`` from what the run has so far.
-
-    Works for any part of a run, down to a plan without results; the same records give the same bytes.
-
-    Raises:
-        InputError: no such run, or its ``experiment.json`` is damaged.
-        StorageError: the store cannot be reached or is full.
-    """
-    files, summary = make_report(store, run_id)
-    for key, data in files.items():
-        store.write(key, data)
-    return summary
-
-
 def make_report(store: Store, run_id: str) -> tuple[dict[str, bytes], ReportSummary]:
-    """Return the files of ``write_report`` by their keys, the page last, and what they say; writes nothing.
+    """Return a report's files by their keys, the page last, and what they say; writes nothing.
+
+    They are ``runs/<run-id>/report/{figures/*.svg, tables.csv, report.md, index.html}``. Works for any part of a run,
+    down to a plan without results; the same records give the same bytes.
 
     Raises:
         InputError: no such run, or its ``experiment.json`` is damaged.

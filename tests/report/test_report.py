@@ -19,12 +19,13 @@ from sklearn.metrics import roc_auc_score
 
 from app.errors import InputError
 from app.jobs.records import DownstreamRecord, Experiment, PretrainRecord
-from app.report import ReportSummary, counts, curves, names, paper, plots, style, table, tables, write_report
+from app.report import ReportSummary, counts, curves, names, paper, plots, style, table, tables
 from app.report.collect import Study, collect, parse_predictions
 from app.report.compare import Analysis
 from app.report.content import SYNTHETIC
 from app.science import metrics
 from app.science.statistics import Interval
+from app.stages.report import run as write_report
 from app.storage import FolderStore, MissingObject, Store, check_key
 
 RUN = "recommended-1a2b3c4d"
@@ -742,8 +743,10 @@ def test_a_folder_holds_the_report_that_opens_in_a_browser(tmp_path: Path) -> No
 
 def test_no_such_run_and_a_damaged_experiment_are_input_errors() -> None:
     run = small()
-    with pytest.raises(InputError, match="no run 'recommended-1a2b3c4d'"):
+    with pytest.raises(InputError, match=f"{RUN}: memory has no such run; it has none"):
         write_report(run.store, RUN)
+    with pytest.raises(InputError, match=f"no run '{RUN}' in memory"):
+        collect(run.store, RUN)
     run.put("experiment.json", b"{}")
     with pytest.raises(InputError, match=r"damaged record \(run_id: Field required\)"):
         write_report(run.store, RUN)
