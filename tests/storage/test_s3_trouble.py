@@ -81,7 +81,7 @@ def test_the_servers_reason_is_shown_whatever_is_asked_first(serve, status, code
         store.patience.reached, begin = False, time.monotonic()
         with pytest.raises(UsageError) as caught:
             operation(store)
-        assert time.monotonic() - begin < 4
+        assert time.monotonic() - begin < 20
         text = str(caught.value)
         assert expected in text
         assert code in text
@@ -250,7 +250,7 @@ def test_a_certificate_that_is_not_trusted_ends_at_once(serve, tmp_path, monkeyp
         return
     with pytest.raises(UsageError, match=expected):
         store.exists("a")
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15
 
 
 def test_tls_where_there_is_none(serve) -> None:

@@ -212,11 +212,10 @@ def test_wrong_credentials_fail_at_once_and_are_not_printed(
 ) -> None:
     monkeypatch.setenv(name, value)
     store = open_store(f"s3://{s3_environment.bucket}/x")
+    monkeypatch.setattr(Patience, "left", lambda *_: pytest.fail("it is tried again"))
     for operation in (store.read, store.exists, store.create):
-        begin = time.monotonic()
         with pytest.raises(UsageError) as caught:
             operation("k", *([b""] if operation == store.create else []))
-        assert time.monotonic() - begin < 2
         assert caught.value.exit_code == 2
         assert "\n" not in str(caught.value)
         assert not any(secret in str(caught.value) for secret in (ACCESS, SECRET, "wrong", "nobody"))
@@ -246,7 +245,7 @@ def test_an_unreachable_server_is_tried_until_patience_ends(monkeypatch: pytest.
     begin = time.monotonic()
     with pytest.raises(StorageError, match="Could not connect") as caught:
         store.read("k")
-    assert 0.9 < time.monotonic() - begin < 4
+    assert 0.9 < time.monotonic() - begin < 25, "and not half a minute, as at first contact"
     assert caught.value.exit_code == 69
     assert len(said) == 1
     assert "trying again for up to" in said[0]
@@ -282,7 +281,7 @@ def test_a_signal_shortens_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = time.monotonic()
     with pytest.raises(StorageError):
         patience.retry(fail)
-    assert 0.7 < time.monotonic() - begin < 2
+    assert 0.7 < time.monotonic() - begin < 60, "and not ten minutes"
 
 
 def test_first_contact_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
