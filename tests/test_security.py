@@ -17,7 +17,7 @@ from app.errors import AppError, UsageError
 from app.jobs import keys
 from app.jobs.checkpoint import load_checkpoint
 from app.jobs.records import read_record, read_verified
-from app.report import write_report
+from app.stages.report import run as write_report
 from app.storage import FolderStore, check_key
 from app.storage.answers import explain_answer, plain
 from tests.report.test_report import ROOT, RUN, FakeRun

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.report import counts, plots, tables, write_report
+from app.report import counts, plots, tables
 from app.report.collect import collect
 from app.report.compare import Analysis
 from app.report.content import lead
 from app.report.style import WIDEST, Figure
 from app.science.statistics import Interval
+from app.stages.report import run as write_report
 from tests.report.test_report import DATASETS, ROOT, RUN, FakeRun, Page, read
 
 PROTOCOLS = ("finetune", "linear_probe", "few_shot", "few_shot_frozen")
