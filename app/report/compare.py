@@ -14,16 +14,15 @@ from numpy.typing import NDArray
 from app.report.collect import CellKey, Labels, Result, Study
 from app.science.statistics import (
     Interval,
-    auroc,
     bootstrap_means,
     delong_interval,
+    macro_auroc,
     paired_t_difference,
     percentile_interval,
     t_interval,
     weighted_auroc,
 )
 
-METRICS = ("accuracy", "precision", "recall", "f1", "auroc", "balanced_accuracy")
 RESAMPLES = 2000
 
 Verdict = Literal["better", "worse", "unsettled", "none", "unknown"]
@@ -138,7 +137,7 @@ class Analysis:
 
     @staticmethod
     def _mean_auroc(y: Labels, results: Sequence[Result]) -> float:
-        return float(np.mean([auroc(y, scores) for r in results for scores in r.draws]))
+        return float(np.mean([macro_auroc(y, scores) for r in results for scores in r.draws]))
 
     def _distribution(self, y: Labels, results: Sequence[Result]) -> NDArray[np.float64]:
         """Bootstrap means of some jobs; all see the same resamples (drawn from ``y`` and one seed)."""

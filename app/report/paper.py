@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from app.report.collect import CellKey, Study
-from app.report.compare import METRICS, Analysis
+from app.report.compare import Analysis
 from app.report.names import METRIC_NAMES, NOT_DONE, PROTOCOL_NAMES, mean_and_half_width, method_name, number
 from app.report.table import Cell, Column, Row, Table
 
@@ -154,7 +154,7 @@ def inside_of_paper(analysis: Analysis) -> tuple[int, int]:
     """How many of the paper's numbers that stand beside ours lie in our interval over seeds, and how many there are."""
     inside = beside = 0
     for key in analysis.study.finished_cells:
-        for metric in METRICS:
+        for metric in METRIC_NAMES:
             printed, ours = paper_value(*key, metric), analysis.metric(key, metric)
             if printed is not None and ours.known:
                 beside += 1

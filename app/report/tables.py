@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from app.jobs import keys
 from app.jobs.records import DatasetInfo
 from app.report.collect import CellKey, Missing, Study
-from app.report.compare import METRICS, Analysis
+from app.report.compare import Analysis
 from app.report.names import (
     MARKS,
     METRIC_NAMES,
@@ -89,7 +89,9 @@ def metrics_table(analysis: Analysis) -> Table:
         Row(
             f"{study.title(dataset)} · {protocol_name(protocol)}",
             method_name(method),
-            tuple(Cell(mean_and_half_width(analysis.metric((dataset, protocol, method), name))) for name in METRICS),
+            tuple(
+                Cell(mean_and_half_width(analysis.metric((dataset, protocol, method), name))) for name in METRIC_NAMES
+            ),
         )
         for dataset in study.datasets
         for protocol in study.protocols(dataset)
@@ -100,7 +102,7 @@ def metrics_table(analysis: Analysis) -> Table:
         "metrics",
         "Every test metric: mean ± half-width of the 95 % t-interval over seeds",
         ("Dataset", "Method"),
-        tuple(Column(METRIC_NAMES[name]) for name in METRICS),
+        tuple(Column(METRIC_NAMES[name]) for name in METRIC_NAMES),
         tuple(rows),
         ("Precision, recall and F1 are macro averages.",),
     )
@@ -398,7 +400,7 @@ def csv_text(analysis: Analysis) -> str:
         writer.writerow([kind, *key, baseline, metric, over, i.n, *values, printed, synthetic])
 
     for key in study.finished_cells:
-        for metric in METRICS:
+        for metric in METRIC_NAMES:
             line("mean", key, "", metric, "seeds", analysis.metric(key, metric), printed(study, key, metric))
     for c in analysis.comparisons:
         key = (c.dataset, c.protocol, c.method)

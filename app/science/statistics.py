@@ -206,7 +206,7 @@ def weighted_auroc(y: NDArray[Any], score: NDArray[Any], counts: Counts) -> Floa
     return np.divide(total, defined, out=np.full_like(total, math.nan), where=defined > 0)
 
 
-def auroc(y: NDArray[Any], score: NDArray[Any]) -> float:
+def macro_auroc(y: NDArray[Any], score: NDArray[Any]) -> float:
     """Area under the ROC curve, macro-averaged as in :func:`weighted_auroc`."""
     return float(weighted_auroc(y, score, np.ones((np.shape(y)[0], 1), dtype=np.int32))[0])
 

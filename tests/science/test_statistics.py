@@ -130,28 +130,28 @@ def test_delong_takes_columns_and_reports_absent_classes_as_nan() -> None:
 
 def test_auroc_equals_sklearn_on_every_task() -> None:
     y, score = binary_problem(ties=True)
-    assert st.auroc(y, score) == pytest.approx(roc_auc_score(y, score))
+    assert st.macro_auroc(y, score) == pytest.approx(roc_auc_score(y, score))
     y, score = multiclass_problem()
-    assert st.auroc(y[:, None], score) == pytest.approx(roc_auc_score(y, score, multi_class="ovr"))
+    assert st.macro_auroc(y[:, None], score) == pytest.approx(roc_auc_score(y, score, multi_class="ovr"))
     rng = np.random.default_rng(0)
     labels, scores = (rng.random((100, 4)) < 0.3).astype(int), rng.random((100, 4))
-    assert st.auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
+    assert st.macro_auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
 
 
 def test_an_absent_class_is_left_out_as_in_metrics_and_no_class_is_nan() -> None:
-    assert math.isnan(st.auroc(np.ones(4, int), np.arange(4.0)))
+    assert math.isnan(st.macro_auroc(np.ones(4, int), np.arange(4.0)))
     y, score = multiclass_problem(classes=4)
     y[y == 2] = 1
-    assert st.auroc(y, score) == pytest.approx(metrics.auroc(y[:, None], score, "multi-class"))
-    assert math.isnan(st.auroc(y, np.where(score > 0.5, math.nan, score)))
+    assert st.macro_auroc(y, score) == pytest.approx(metrics.auroc(y[:, None], score, "multi-class"))
+    assert math.isnan(st.macro_auroc(y, np.where(score > 0.5, math.nan, score)))
 
 
 def test_labels_and_scores_that_do_not_fit_are_errors() -> None:
     y, score = multiclass_problem(classes=3)
     with pytest.raises(ValueError, match="scores"):
-        st.auroc(y[:-1], score)
+        st.macro_auroc(y[:-1], score)
     with pytest.raises(ValueError, match="one column per label"):
-        st.auroc(np.zeros((6, 3), int), np.zeros((6, 4)))
+        st.macro_auroc(np.zeros((6, 3), int), np.zeros((6, 4)))
 
 
 @pytest.mark.parametrize("problem", [binary_problem, multiclass_problem])
@@ -189,7 +189,7 @@ def test_chunks_cover_every_resample(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def paired_bootstrap(y: NDArray[Any], a: list[NDArray[Any]], b: list[NDArray[Any]], n: int = 2000) -> st.Interval:
     """The difference of two methods over test images, as the report puts it together."""
-    difference = np.mean([st.auroc(y, s) for s in a]) - np.mean([st.auroc(y, s) for s in b])
+    difference = np.mean([st.macro_auroc(y, s) for s in a]) - np.mean([st.macro_auroc(y, s) for s in b])
     means = st.bootstrap_means(st.weighted_auroc, y, [a, b], n)
     return st.percentile_interval(difference, means[0] - means[1], len(y))
 
