@@ -28,6 +28,9 @@ TINY = {
     "datasets": "breastmnist",
     "methods": "byol",
     "seeds": "0",
+    # so that a study has room beside another on a node of two cores
+    "cpu-cpu": "250m",
+    "gpu-cpu": "500m",
     "set": "data.phantoms=always\ndata.monitor=null\ndata.subset=48\npretrain.epochs=1\npretrain.batch_size=24\n"
     "study.baselines=[]\nstudy.protocols=[finetune,linear_probe]\nprotocols.finetune.epochs=1\n"
     "protocols.linear_probe.epochs=1",
