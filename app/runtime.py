@@ -161,6 +161,13 @@ def cpu_model() -> str:
     return f"{name}, model {about['model']}" if "model" in about else name
 
 
+def machine_of(device: str) -> str:
+    """Return what decides how results are rounded: the GPU's name, or the CPU's."""
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else cpu_model()
+
+
 def cpu_flags() -> list[str]:
     """Return the CPU's instructions that matter to speed, as Linux names them."""
     return sorted(set(FLAGS) & set(_cpuinfo().get("flags", "").split()))

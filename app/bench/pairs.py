@@ -89,6 +89,7 @@ def bench_images(config: Config, *, few: int, many: int, channels: int, rounds: 
     images = torch.from_numpy(noise(config, many, channels).images).to(device)
     sides = {few: trainer.images, many: images}
     seconds: dict[int, list[float]] = {few: [], many: []}
+    trainer.replay = None  # what is recorded would go on reading the first images
     turn: Callable[[int], float] = Ours(trainer).turn
     turn(steps)
     for number in range(rounds):

@@ -6,6 +6,7 @@ is warped by two batched matrix products. Colour operations that do nothing to a
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -192,7 +193,13 @@ def luminance(x: Tensor) -> Tensor:
     """(B, C, H, W) to (B, 1, H, W): the image itself if gray, ITU-R BT.601 luma if RGB."""
     if x.shape[1] == 1:
         return x
-    return torch.einsum("bchw,c->bhw", x, x.new_tensor(LUMINANCE)).unsqueeze(1)
+    return torch.einsum("bchw,c->bhw", x, _luminance_of(x.device, x.dtype)).unsqueeze(1)
+
+
+@functools.cache
+def _luminance_of(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Keep the weights on the device: a recorded step may copy nothing to it (replay.py)."""
+    return torch.tensor(LUMINANCE, dtype=dtype, device=device)
 
 
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:

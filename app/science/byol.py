@@ -221,5 +221,17 @@ def build_optimizer(
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, fused=True)
     kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-    on_gpu = any(p.is_cuda for group in groups for p in group["params"])
-    return kind(groups, lr=learning_rate, fused=True, capturable=on_gpu)  # by a CUDA graph, see replay.py
+    return kind(groups, lr=learning_rate, fused=True)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's state, and compare the shapes of its tensors, which torch does not.
+
+    Raises:
+        ValueError: it is another network's.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"{name} of the optimizer is {tuple(value.shape)}, not {tuple(parameter.shape)}")

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from app.errors import CollapseError, Misfit, UsageError
 from app.science import metrics
-from app.science.byol import build_optimizer
+from app.science.byol import build_optimizer, load_optimizer
 from app.science.draws import epoch_order
 from app.science.networks import Classifier, Encoder, normalise, to_float
 from app.science.protocols import Protocol
@@ -271,7 +271,7 @@ def _loop(
             if resume["best_state"]:
                 trained.load_state_dict(resume["best_state"])  # only to see that it can be
             trained.load_state_dict(resume["model"])
-            _load_optimizer(optimizer, resume["optimizer"])
+            load_optimizer(optimizer, resume["optimizer"])
             step, best_state = int(resume["step"]), dict(resume["best_state"])
             best = float(resume["best"][0]), float(resume["best"][1])
             losses = [loss.to(labels.device) for loss in resume["losses"]]
@@ -338,15 +338,6 @@ def _restoring() -> Iterator[None]:
         if isinstance(error, RuntimeError) and not str(error).startswith("Error(s) in loading state_dict"):
             raise  # a want of memory, a GPU that fails
         raise Misfit(f"{type(error).__name__}: {error}") from error
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimizer's state, and compare the shapes of its tensors, which torch does not."""
-    optimizer.load_state_dict(state)
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
-                raise ValueError(f"{name} of the optimizer is {tuple(value.shape)}, not {tuple(parameter.shape)}")
 
 
 def _batches(count: int, batch_size: int, key: tuple[int | str, ...]) -> Iterator[Tensor]:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from app.data import Dataset, Unlabelled
 from app.errors import CollapseError, UsageError
-from app.runtime import compiles_on, cpu_model, precision_on
+from app.runtime import compiles_on, machine_of, precision_on
 from app.science import metrics
 from app.science.augment import draw, pack_draws, two_views, unpack_draws
-from app.science.byol import BYOL, build_optimizer, rank_me, target_std
+from app.science.byol import BYOL, build_optimizer, load_optimizer, rank_me, target_std
 from app.science.convolutions import Table, names_of, table_of, use
 from app.science.distributed import Ranks
 from app.science.draws import batch_at, epoch_order, generator
@@ -53,11 +53,14 @@ def train(
     Raises:
         CollapseError: the loss is not finite, or the target has collapsed.
     """
-    while trainer.step < trainer.total_steps:
-        trainer.ranks.barrier()
-        show(**trainer.advance())
-        if trainer.step < trainer.total_steps:
-            after_step(trainer.step, trainer.state)
+    try:
+        while trainer.step < trainer.total_steps:
+            trainer.ranks.barrier()
+            show(**trainer.advance())
+            if trainer.step < trainer.total_steps:
+                after_step(trainer.step, trainer.state)
+    finally:
+        trainer.replay = None  # it and the trainer hold each other, and with them the GPU's memory
 
 
 def follow(trainer: Trainer) -> None:
@@ -144,7 +147,7 @@ class Trainer:
         self.ranks = Ranks()
         self.compiled = compiles_on(device, compile, self.total_steps)
         self.kernels: Table = {}
-        self.cpu = cpu_model()  # where the kernels were chosen
+        self.began_on = machine_of(device)
         self._ddp: nn.Module = self.model
         self.replay: Replay | None = None
         self._looks: tuple[int, int, Future[dict[str, Any]]] | None = None  # step, place in the curves, what is seen
@@ -183,6 +186,7 @@ class Trainer:
         alone_on_a_gpu = self.device == "cuda" and ranks.world == 1
         if alone_on_a_gpu:
             self.replay = Replay(self.train_on, self.device)
+            self._prepare_to_record()
         if self.compiled and alone_on_a_gpu:
             self.model.pair()
             for part in (self.model.online, self.model.predictor, self.model.target):
@@ -190,6 +194,12 @@ class Trainer:
         elif self.compiled:
             self._ddp.compile()
         return True
+
+    def _prepare_to_record(self) -> None:
+        """Tell Adam whether its steps are recorded: a matter of this device, not of the one that saved its state."""
+        for group in self.optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = self.replay is not None
 
     def state(self) -> dict[str, Any]:
         """Return everything needed to go on with equal tensors; all draws are functions of the step.
@@ -204,7 +214,7 @@ class Trainer:
             "seconds": self.seconds,
             "precision": self.precision,
             "kernels": names_of(self.kernels),
-            "cpu": self.cpu,
+            "machine": self.began_on,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "metrics": self.metrics,
@@ -214,15 +224,15 @@ class Trainer:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go back to what ``state`` returned."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            if "capturable" in group:  # a matter of this device, not of the one that saved
-                group["capturable"] = self.device == "cuda"
+        load_optimizer(self.optimizer, state["optimizer"])
+        self._prepare_to_record()
         self.step, self.seconds = state["step"], state["seconds"]
+        if not 0 <= self.step <= self.total_steps:
+            raise ValueError(f"step {self.step} of {self.total_steps}")
         self.precision = state.get("precision", self.precision)  # it stays what it was, on whatever device
         if "kernels" in state:
             self.use_kernels(table_of(state["kernels"]))
-            self.cpu = state["cpu"]
+        self.began_on = state.get("machine", self.began_on)
         self.metrics, self.curves = state["metrics"], state["curves"]
 
     def advance(self) -> dict[str, float]:
@@ -324,7 +334,8 @@ class Trainer:
         loss.backward()
 
     def curves_bytes(self) -> bytes:
-        """Return the curves as JSON lines."""
+        """Return the curves as JSON lines, with all that the monitor has seen."""
+        self._collect()
         return "".join(f"{line}\n" for line in self.curves).encode()
 
     def _epoch_ends(self) -> bool:

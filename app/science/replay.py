@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -59,7 +60,8 @@ class Replay:
     def _aside(self) -> tuple[Tensor, ...]:
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(side), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # not yet
             outputs = self._step(*self._inputs)
         current.wait_stream(side)
         return outputs

@@ -22,7 +22,7 @@ from app.jobs.checkpoint import dump_weights
 from app.jobs.job import Job, done_as_planned, open_job
 from app.jobs.records import DatasetInfo, DownstreamRecord, FewShotDraw
 from app.jobs.run import Run, load_labelled, now, planned_data
-from app.runtime import Progress, choose_device, environment, prepare
+from app.runtime import Progress, choose_device, environment, machine_of, prepare
 from app.science import metrics
 from app.science.convolutions import Table, names_of, table_of, use
 from app.science.draws import generator
@@ -81,6 +81,8 @@ def run(
             with job.resuming():
                 work.restore(state)
                 progress.say(f"continues at epoch {work.epochs_done + 1} of {total}")
+                if work.began_on != machine_of(work.device):
+                    progress.say(f"began on another machine ({work.began_on}): from here on equal to rounding alone")
         with progress.bar(total, work.epochs_done) as bar:
             while len(work.outcomes) < work.draws:
                 work.run_draw(bar.advance)
@@ -126,6 +128,7 @@ class Evaluation:
         self.outcomes: list[Outcome] = []
         self.fit_state: dict[str, Any] | None = None
         self.kernels: Table | None = None  # until they are chosen
+        self.began_on = machine_of(self.device)
 
     @property
     def seconds(self) -> float:
@@ -144,12 +147,14 @@ class Evaluation:
             raise ValueError("the best draw has no model")
         self.fit_state, self.seconds_before = state["fit"], float(state["seconds"])
         self.kernels = table_of(state.get("kernels", {}))
+        self.began_on = state.get("machine", self.began_on)
 
     def state(self, fit_state: dict[str, Any]) -> dict[str, Any]:
         """Return everything needed to go on, in the midst of the training whose state is ``fit_state``."""
         outcomes = [outcome.state() for outcome in self.outcomes]
         kernels = names_of(self.kernels or {})
-        return {"outcomes": outcomes, "fit": fit_state, "seconds": self.seconds, "kernels": kernels}
+        job = {"seconds": self.seconds, "kernels": kernels, "machine": self.began_on}
+        return {"outcomes": outcomes, "fit": fit_state} | job
 
     def run_draw(self, after_epoch: Callable[[], None]) -> None:
         """Train and judge the next draw.
@@ -232,6 +237,7 @@ class Evaluation:
         data, few = self.data, self.kind.few
         chosen = best_of(self.outcomes)
         best = self.outcomes[chosen]
+        where = {"kernels": names_of(self.kernels or {}) if self.device == "cpu" else {}, "began_on": self.began_on}
         return DownstreamRecord(
             run_id=self.run.run_id,
             key=str(keys.Downstream(data.name, self.weights.name, self.protocol, self.seed)),
@@ -244,7 +250,7 @@ class Evaluation:
             identity=identity(self.job.science),
             science=self.job.science,
             config=self.run.config.model_dump(mode="json"),
-            environment=environment(self.device) | {"kernels": names_of(self.kernels or {})},
+            environment=environment(self.device) | where,
             data={data.name: {"sha256": data.sha256}},
             task=data.task,
             labels=data.labels,

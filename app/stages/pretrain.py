@@ -14,7 +14,7 @@ from app.jobs.checkpoint import dump_weights
 from app.jobs.job import done_as_planned, open_job
 from app.jobs.records import DatasetInfo, PretrainRecord
 from app.jobs.run import Run, load_labelled, load_pretraining, monitor_name, now, planned_data
-from app.runtime import Progress, choose_device, cpu_model, environment, prepare
+from app.runtime import Progress, choose_device, environment, machine_of, prepare
 from app.science import pretraining
 from app.science.convolutions import Table, names_of
 from app.science.distributed import Ranks, joined, leading, process_count, torchrun_rank
@@ -76,8 +76,10 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
                 with job.resuming():
                     trainer.load_state(state)
                 progress.say(f"continues at step {trainer.step} of {trainer.total_steps}", step=trainer.step)
-                if trainer.kernels and trainer.cpu != cpu_model():
-                    progress.say(f"began on another CPU ({trainer.cpu}), whose kernels it keeps: equal to rounding")
+                if trainer.began_on != machine_of(device):
+                    progress.say(f"began on another machine ({trainer.began_on}): from here on equal to rounding alone")
+                    if not trainer.kernels:  # of a GPU, which has no choice
+                        trainer.use_kernels(kernels_of(trainer, config, data, world))
             else:
                 trainer.start(weights.load_into)
                 trainer.use_kernels(kernels_of(trainer, config, data, world))
@@ -168,7 +170,8 @@ def result(
         "precision": trainer.precision,
         "compiled": trainer.compiled,
         "processes": trainer.ranks.world,
-        "kernels": names_of(trainer.kernels),
+        "kernels": names_of(trainer.kernels) if trainer.device == "cpu" else {},
+        "began_on": trainer.began_on,
     }
     return files, PretrainRecord(
         run_id=run.run_id,

@@ -33,12 +33,17 @@ def numerics():
 
 
 def trainer(
-    *overrides: str, device: str = "cuda", compile: str = "never", replayed: bool = True, monitor=None
+    *overrides: str,
+    device: str = "cuda",
+    compile: str = "never",
+    replayed: bool = True,
+    monitor=None,
+    channels: int = 1,
 ) -> Trainer:
     config = load_config("recommended", [*SETTINGS, *overrides])
-    shape = (256, config.data.size, config.data.size)
+    shape = (256, config.data.size, config.data.size, channels)[: 4 if channels == 3 else 3]
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    data = Unlabelled("noise", "noise", images, "", "", "", "", True, config.data.size, 1, "all")
+    data = Unlabelled("noise", "noise", images, "", "", "", "", True, config.data.size, channels, "all")
     made = Trainer(
         config.pretrain, config.network, config.augmentation("byol_plus"), data, seed=0, device=device, monitor=monitor,
         compile=compile,
@@ -69,16 +74,17 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
 
 
 @pytest.mark.parametrize(
-    ("precision", "optimizer", "accumulate"),
-    [("bfloat16", "adamw", 1), ("float32", "adam", 2), ("bfloat16", "sgd", 1), ("float32", "lars", 1)],
+    ("precision", "optimizer", "accumulate", "channels"),
+    [("bfloat16", "adamw", 1, 1), ("float32", "adam", 2, 3), ("bfloat16", "sgd", 1, 3), ("float32", "lars", 1, 1)],
 )
-def test_a_replayed_step_does_what_the_step_does(precision, optimizer, accumulate):
+def test_a_replayed_step_does_what_the_step_does(precision, optimizer, accumulate, channels):
     overrides = (
         f"pretrain.precision={precision}",
         f"pretrain.optimizer={optimizer}",
         f"pretrain.accumulate={accumulate}",
     )
-    replayed, launched, plain = trainer(*overrides), trainer(*overrides), trainer(*overrides, replayed=False)
+    replayed, launched = (trainer(*overrides, channels=channels) for _ in range(2))
+    plain = trainer(*overrides, channels=channels, replayed=False)
     launched.replay.warm_up = 100  # it is not recorded in this test
     expected = losses(launched, 10)
     assert losses(replayed, 10) == expected

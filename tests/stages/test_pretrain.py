@@ -259,7 +259,7 @@ def test_a_pretraining_goes_on_in_the_precision_that_it_began_in(make_run, monke
 
 
 def test_a_pretraining_goes_on_with_the_kernels_that_it_began_with(make_run, monkeypatch, capsys):
-    """Whatever another measurement would choose; on another CPU it says so."""
+    """Whatever another measurement would choose; on another machine it says so."""
     small.use(monkeypatch.setattr)
 
     def measured(shapes, batch):
@@ -278,9 +278,9 @@ def test_a_pretraining_goes_on_with_the_kernels_that_it_began_with(make_run, mon
         with pytest.raises(Interrupted):
             pretrain.run(pieces, method="byol", seed=0)
     monkeypatch.setattr(kernel_choice, "measured_table", measured)
-    monkeypatch.setattr(pretrain, "cpu_model", lambda: "another CPU")
+    monkeypatch.setattr(pretrain, "machine_of", lambda device: "another CPU")
     record = pretrain.run(pieces, method="byol", seed=0)
-    assert "began on another CPU" in capsys.readouterr().err
+    assert "began on another machine" in capsys.readouterr().err
     assert equal(encoder(whole), encoder(pieces))
     assert record is not None
     assert expected is not None
