@@ -78,8 +78,11 @@ class Shape(NamedTuple):
     height: int
     width: int
     precision: str
+    linear: bool = False  # of a linear layer, whose own way is another than that of a convolution of one pixel
 
     def __str__(self) -> str:
+        if self.linear:
+            return f"linear {self.inputs}-{self.outputs} {self.precision}"
         return (
             f"{self.kernel}x{self.kernel}/{self.stride} {self.inputs}-{self.outputs} "
             f"{self.height}x{self.width} {self.precision}"
@@ -135,21 +138,21 @@ class Convolution(nn.Conv2d):
 
 
 class Linear(nn.Linear):
-    """A linear layer, in float32 on a CPU done in the ways that ``table`` has for a 1x1 convolution of one pixel."""
+    """A linear layer, in float32 on a CPU done as a 1x1 convolution of one pixel in the ways that ``table`` has."""
 
     table: Table = MappingProxyType({})
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (N, C) to (N, O), as ``nn.Linear``, to rounding."""
         ways = self.table.get(str(self.shape_of(x))) if x.device.type == "cpu" else None
-        if ways is None or ways == Ways(TAPS, TAPS, TAPS):
+        if ways is None or ways == Ways(TAPS, TAPS, TAPS):  # which is torch's own
             return super().forward(x)
         out = convolve(x[:, :, None, None], self.weight[:, :, None, None], 1, ways).flatten(1)
         return out if self.bias is None else out + self.bias
 
     def shape_of(self, x: Tensor) -> Shape:
         """Return what the table knows this layer by."""
-        return Shape(1, 1, self.in_features, self.out_features, 1, 1, _precision())
+        return Shape(1, 1, self.in_features, self.out_features, 1, 1, _precision(), linear=True)
 
 
 def _precision() -> str:
@@ -181,7 +184,7 @@ def default_ways(shape: Shape) -> Ways:
 
 def plain_ways(shape: Shape) -> Ways:
     """Return torch's own way, or the one that stands in for it where it is wrong."""
-    return Ways(*[LIBRARY if library_is_right(shape) else TAPS] * 3)
+    return Ways(*[LIBRARY if library_is_right(shape) and not shape.linear else TAPS] * 3)
 
 
 def library_is_right(shape: Shape) -> bool:

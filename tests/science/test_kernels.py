@@ -5,8 +5,8 @@ import functools
 import pytest
 import torch
 
-from app.science import kernels
-from app.science.convolutions import FEW, LIBRARY, ONEDNN, ROWS, TAPS, Shape, Ways, backward, forward, use
+from app.science import convolutions, kernels
+from app.science.convolutions import FEW, LIBRARY, ONEDNN, ROWS, TAPS, Convolution, Shape, Ways, backward, forward, use
 from app.science.kernels import fastest, measured_table, plain_table, shapes_of, sound_ways, ways_of
 from app.science.networks import Encoder, mlp
 
@@ -23,7 +23,7 @@ def test_every_shape_of_a_network_once():
     found = shapes_of(network, torch.zeros(2, 1, 28, 28), "float32")
     assert len(found) == len(set(found)) == 7 + 3 + 2, "3x3 kernels, shortcuts and linear layers"
     assert found[0] == Shape(3, 1, 64, 64, 7, 7, "float32")
-    assert found[-1] == Shape(1, 1, 32, 16, 1, 1, "float32")
+    assert found[-1] == Shape(1, 1, 32, 16, 1, 1, "float32", linear=True)
     assert [module.training for module in network.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
@@ -39,6 +39,27 @@ def test_plain_is_the_library_wherever_it_is_right():
     table = plain_table(shapes_of(Encoder("resnet18"), torch.zeros(2, 1, 28, 28), "bfloat16"))
     apart = {key for key, ways in table.items() if ways != Ways(LIBRARY, LIBRARY, LIBRARY)}
     assert apart == {"3x3/1 512-512 1x1 bfloat16"}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_plain_layers_never_come_to_our_own_convolution(precision, monkeypatch):
+    """Linear layers neither: one with a 1x1 kernel of the same channels beside it, on maps of one pixel."""
+
+    def ours(*_):
+        raise AssertionError("not torch's own way")
+
+    network = torch.nn.Sequential(
+        Convolution(4, 8, 3, padding=1, bias=False),
+        torch.nn.MaxPool2d(4),
+        *([] if precision == "bfloat16" else [Convolution(8, 8, 1, bias=False)]),  # there the library is wrong
+        torch.nn.Flatten(),
+        mlp(8, 8, 8),
+    )
+    x = torch.randn(2, 4, 4, 4)
+    use(network, plain_table(shapes_of(network, x, precision)))
+    monkeypatch.setattr(convolutions, "convolve", ours)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        network(x)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
