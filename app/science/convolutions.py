@@ -23,6 +23,7 @@ AVX-512 it is a quarter slower than the best that was tried.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from types import MappingProxyType
@@ -36,9 +37,11 @@ from app.science.products import (
     Few,
     forward_by_rows,
     forward_by_the_tap,
+    has_onednn_linear,
     input_by_rows,
     input_by_the_tap,
     named,
+    one_tap,
     weight_by_taps,
 )
 
@@ -51,7 +54,7 @@ LARGEST_MAP = {(3, 1): 8, (3, 2): 4, (1, 2): 2}
 
 @dataclass(frozen=True)
 class Ways:
-    """How each pass of a convolution is done."""
+    """How each pass of a convolution is done; whether a shape's can be done so is for ``can_take`` to say."""
 
     forward: str
     input: str
@@ -88,6 +91,20 @@ class Shape(NamedTuple):
             f"{self.height}x{self.width} {self.precision}"
         )
 
+    @classmethod
+    def of(cls, name: str) -> Shape:
+        """Return the shape of this name, as ``str`` gives it.
+
+        Raises:
+            ValueError: no shape has it.
+        """
+        if found := re.fullmatch(r"linear (\d+)-(\d+) (\w+)", name):
+            return cls(1, 1, int(found[1]), int(found[2]), 1, 1, found[3], linear=True)
+        if found := re.fullmatch(r"(\d+)x\1/(\d+) (\d+)-(\d+) (\d+)x(\d+) (\w+)", name):
+            kernel, stride, inputs, outputs, height, width = map(int, found.groups()[:6])
+            return cls(kernel, stride, inputs, outputs, height, width, found[7])
+        raise ValueError(f"{name}: no shape of a convolution")
+
 
 Table = Mapping[str, Ways]  # by the name of a shape
 
@@ -101,10 +118,15 @@ def table_of(names: Mapping[str, list[str]]) -> Table:
     """Return the table of which these are the ``names_of``.
 
     Raises:
-        ValueError: a way that there is not.
+        ValueError: a way that there is not, or that a pass cannot take, here at least.
         TypeError: not three of them.
     """
-    return {shape: Ways(*ways) for shape, ways in names.items()}
+    table = {shape: Ways(*ways) for shape, ways in names.items()}
+    for shape, ways in table.items():
+        for which, way in vars(ways).items():
+            if not can_take(Shape.of(shape), which, way):
+                raise ValueError(f"{shape}: {way} is no way of its pass {which}")
+    return table
 
 
 class Convolution(nn.Conv2d):
@@ -187,6 +209,18 @@ def plain_ways(shape: Shape) -> Ways:
     return Ways(*[LIBRARY if library_is_right(shape) and not shape.linear else TAPS] * 3)
 
 
+def can_take(shape: Shape, which: str, way: str) -> bool:
+    """Whether a pass can be done in this way by this build of torch; ``which`` is a field of ``Ways``."""
+    name = way.removesuffix(ONEDNN)
+    if name != way and (name == LIBRARY or shape.precision != "float32" or not has_onednn_linear()):
+        return False
+    if name == LIBRARY:
+        return library_is_right(shape)
+    if name == ROWS:
+        return which != "weight"
+    return name == FEW or which == "weight" or one_tap((shape.height, shape.width), shape.kernel, shape.stride)
+
+
 def library_is_right(shape: Shape) -> bool:
     """Whether torch's own convolution may be used.
 
@@ -251,7 +285,11 @@ class _Convolve(torch.autograd.Function):
 
 
 def forward(x: Tensor, weight: Tensor, stride: int, way: str) -> Tensor:
-    """Convolve ``x`` (N, C, H, W) with ``weight`` (O, C, k, k) in one way: (N, O, H', W'), channels-last."""
+    """Convolve ``x`` (N, C, H, W) with ``weight`` (O, C, k, k) in one way: (N, O, H', W'), channels-last.
+
+    Raises:
+        ValueError: the pass cannot be done in this way.
+    """
     way, multiply = named(way)
     if way == LIBRARY:
         return F.conv2d(x, weight, None, stride, weight.shape[2] // 2)
@@ -259,13 +297,19 @@ def forward(x: Tensor, weight: Tensor, stride: int, way: str) -> Tensor:
         return Few(x.shape, weight, stride).forward(x, multiply)
     if way == ROWS:
         return forward_by_rows(x, weight, stride, multiply)
-    return forward_by_the_tap(x, weight, stride, multiply)
+    if way == TAPS and one_tap(x.shape[2:], weight.shape[2], stride):
+        return forward_by_the_tap(x, weight, stride, multiply)
+    raise ValueError(f"{way}: no way of this convolution's output")
 
 
 def backward(
     gradient: Tensor, x: Tensor, weight: Tensor, stride: int, ways: Ways, wanted: tuple[bool, bool] = (True, True)
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of ``x`` and ``weight``, those that are wanted, by that of the output (N, O, H', W')."""
+    """Return the gradients of ``x`` and ``weight``, those that are wanted, by that of the output (N, O, H', W').
+
+    Raises:
+        ValueError: one of them cannot be had in its way.
+    """
     (input_way, multiply), (weight_way, multiply_for_weight) = named(ways.input), named(ways.weight)
     by_library = [wanted[0] and input_way == LIBRARY, wanted[1] and weight_way == LIBRARY]
     of_x = of_weight = None
@@ -281,10 +325,12 @@ def backward(
         of_x = few.of_input(of_products, multiply)
     elif wanted[0] and input_way == ROWS:
         of_x = input_by_rows(gradient, x.shape, weight, stride, multiply)
-    elif wanted[0] and input_way == TAPS:
+    elif wanted[0] and input_way == TAPS and one_tap(x.shape[2:], weight.shape[2], stride):
         of_x = input_by_the_tap(gradient, x.shape, weight, stride, multiply)
     if wanted[1] and weight_way == FEW:
         of_weight = few.of_weight(of_products, x, multiply_for_weight)
     elif wanted[1] and weight_way == TAPS:
         of_weight = weight_by_taps(gradient, x, weight, stride, multiply_for_weight)
+    if (of_x is None, of_weight is None) != (not wanted[0], not wanted[1]):
+        raise ValueError(f"{ways}: no ways of this convolution's gradients")
     return of_x, of_weight

@@ -29,12 +29,11 @@ from app.science.convolutions import (
     Table,
     Ways,
     backward,
+    can_take,
     default_ways,
     forward,
-    library_is_right,
     plain_ways,
 )
-from app.science.products import has_onednn_linear, touching
 
 WORTH = 1.05  # how many times as fast as the default a way has to be
 HOPELESS = 3.0  # a way that is so many times slower than the fastest is not timed again
@@ -123,19 +122,13 @@ def measured_ways(shape: Shape, batch: int) -> Ways:
 
 
 def ways_of(shape: Shape, which: str) -> list[str]:
-    """Return the ways that a pass of a convolution can take; ``which`` is ``forward``, ``input`` or ``weight``."""
+    """Return the ways of a pass that are worth a measurement; ``which`` is ``forward``, ``input`` or ``weight``."""
     size = max(shape.height, shape.width)
-    one_tap = all(len({tap for _, _, tap in touching(n, shape.kernel, shape.stride)}) == 1 for n in shape[4:6])
-    fits = {
-        FEW: shape.kernel == 3 or shape.stride == 2,
-        ROWS: which != "weight" and shape.kernel == 3 and size > 1,
-        TAPS: which == "weight" or one_tap,
-    }
-    ways = [way for way, possible in fits.items() if possible and (size <= LARGEST[way] or shape.kernel == 1)]
-    if shape.precision == "float32" and has_onednn_linear():
-        # Not few products beyond 2x2: they are many small ones, and oneDNN takes them one by one.
-        ways += [way + ONEDNN for way in ways if way != FEW or size <= 2]
-    return [LIBRARY, *ways] if library_is_right(shape) else ways
+    pays = {FEW: shape.kernel == 3 or shape.stride == 2, ROWS: shape.kernel == 3 and size > 1, TAPS: True}
+    ways = [way for way, may in pays.items() if may and (size <= LARGEST[way] or shape.kernel == 1)]
+    # Not few products beyond 2x2 by oneDNN: they are many small ones, and it takes them one by one.
+    ways += [way + ONEDNN for way in ways if way != FEW or size <= 2]
+    return [way for way in [LIBRARY, *ways] if can_take(shape, which, way)]
 
 
 def sound_ways(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -123,6 +123,11 @@ def touching(size: int, kernel: int, stride: int) -> tuple[tuple[int, int, int],
         for tap in range(kernel)
         if 0 <= output * stride + tap - kernel // 2 < size
     )
+
+
+def one_tap(size: Sequence[int], kernel: int, stride: int) -> bool:
+    """Say whether one tap alone touches data on maps of ``size`` (H, W): with a 1x1 kernel, or on one pixel."""
+    return all(len({tap for _, _, tap in touching(n, kernel, stride)}) == 1 for n in size)
 
 
 def forward_by_rows(x: Tensor, weight: Tensor, stride: int, multiply: Multiply) -> Tensor:

@@ -1,12 +1,30 @@
 """The choice by measurement: what may be chosen, what is never chosen, and that it is right whatever is chosen."""
 
+import dataclasses
 import functools
+import itertools
 
 import pytest
 import torch
 
 from app.science import convolutions, kernels
-from app.science.convolutions import FEW, LIBRARY, ONEDNN, ROWS, TAPS, Convolution, Shape, Ways, backward, forward, use
+from app.science.convolutions import (
+    FEW,
+    LIBRARY,
+    ONEDNN,
+    ROWS,
+    TAPS,
+    Convolution,
+    Linear,
+    Shape,
+    Ways,
+    backward,
+    can_take,
+    convolve,
+    forward,
+    table_of,
+    use,
+)
 from app.science.kernels import fastest, measured_table, plain_table, shapes_of, sound_ways, ways_of
 from app.science.networks import Encoder, mlp
 
@@ -83,6 +101,48 @@ def test_all_that_may_be_chosen_can_be_done(size, kernel, stride, precision):
         for way in ways_of(one, which):
             error = float((do(way).float() - expected).abs().max() / expected.abs().max())
             assert error < (1e-5 if precision == "float32" else 0.2), (which, way)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("size", [1, 2, 7, 17])
+def test_what_a_pass_can_take_is_right_and_all_else_is_an_error(size, kernel, stride):
+    """Whatever pays: a table may come from another version. Nothing falls through to another result."""
+    one, x = shape(size, "float32", kernel, stride), torch.randn(4, 8, size, size, requires_grad=True)
+    weight = torch.randn(8, 8, kernel, kernel, requires_grad=True)
+    right = convolve(x, weight, stride, Ways(LIBRARY, LIBRARY, LIBRARY))
+    expected = dict(
+        zip(Ways.__annotations__, (right, *torch.autograd.grad(right.square().sum(), (x, weight))), strict=True)
+    )
+    for which, way in itertools.product(
+        expected, [way + by for way in (LIBRARY, FEW, ROWS, TAPS) for by in ("", ONEDNN)]
+    ):
+        ways = dataclasses.replace(Ways(LIBRARY, LIBRARY, LIBRARY), **{which: way})
+        names = {str(one): list(dataclasses.astuple(ways))}
+        if can_take(one, which, way):
+            assert table_of(names) == {str(one): ways}
+            out = convolve(x, weight, stride, ways)
+            found = dict(zip(expected, (out, *torch.autograd.grad(out.square().sum(), (x, weight))), strict=True))
+            assert (found[which] - expected[which]).norm() < 1e-5 * expected[which].norm(), (which, way)
+        else:
+            with pytest.raises(ValueError, match=f"{way} is no way of its pass {which}"):
+                table_of(names)
+            if ONEDNN not in way:
+                with pytest.raises(ValueError, match=r"no ways? of this convolution's"):
+                    convolve(x, weight, stride, ways).sum().backward()
+
+
+@pytest.mark.parametrize(
+    "one", [shape(7), Shape(3, 2, 64, 128, 7, 5, "bfloat16"), Linear(5, 6).shape_of(torch.ones(1, 5))]
+)
+def test_a_shape_is_known_by_its_name(one):
+    assert Shape.of(str(one)) == one
+
+
+@pytest.mark.parametrize("name", ["", "3x3/1", "3x2/1 4-4 4x4 float32", "3x3/1 4-4 4x4 float32 ", "linear 4 float32"])
+def test_no_other_name_is_a_shape(name):
+    with pytest.raises(ValueError, match="no shape of a convolution"):
+        table_of({name: ["few", "few", "few"]})
 
 
 def test_onednn_beside_torchs_own_product_in_float32_alone():

@@ -107,6 +107,18 @@ def test_a_damaged_file_is_measured_anew(network, measurements, cache, text):
     assert measurements == [8, 8]
 
 
+@pytest.mark.parametrize(
+    "ways", [["library", "library", "rows"], ["taps", "library", "taps"], ["few", "taps", "few"], ["few", "few"]]
+)
+def test_ways_that_a_pass_cannot_take_are_measured_anew(network, measurements, cache, ways):
+    first = choose(network)
+    [file] = cache.iterdir()
+    kept = json.loads(file.read_text())
+    file.write_text(json.dumps(kept | {"ways": kept["ways"] | {SHAPE: ways}}))
+    assert choose(network) == first
+    assert measurements == [8, 8]
+
+
 @pytest.mark.parametrize("why", ["no folder", "no links"])
 def test_a_cache_that_cannot_be_written_is_done_without(network, measurements, monkeypatch, why):
     if why == "no folder":
