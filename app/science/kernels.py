@@ -7,7 +7,6 @@ A way whose result is further than rounding from the float32 one, or not finite,
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import time
@@ -17,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from app.machine import out_of_memory
 from app.science.convolutions import (
     FEW,
     LIBRARY,
@@ -145,7 +145,7 @@ def sound_ways(
 
 
 def fastest(ways: Mapping[str, Callable[[], object]], *, usual: str) -> str:
-    """Return the name of the fastest way; ``usual`` if that is nearly as fast, or if there is none."""
+    """Return the name of the fastest way: ``usual`` if it is among them and nearly as fast, or if they are none."""
     alive = dict(ways)
     times = dict.fromkeys(alive, math.inf)
     begin = time.perf_counter()
@@ -168,8 +168,11 @@ def _is_right(do: Callable[[], Tensor | None], right: Tensor, rounding: float) -
     poison = [torch.full_like(right, torch.nan, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
     del poison
     found: Tensor | None = None
-    with contextlib.suppress(RuntimeError):  # a library that cannot do it is no way
+    try:
         found = do()
+    except RuntimeError as error:  # a library that cannot do it is no way; memory it may have another time
+        if out_of_memory(error):
+            raise
     if found is None or found.shape != right.shape or not bool(found.isfinite().all()):
         return False
     return float((found.float() - right).abs().max()) <= rounding * float(right.abs().max())

@@ -214,6 +214,17 @@ def test_the_fastest_that_is_right(ways, usual, expected, clock):
     assert fastest(sound_ways(ways, right=RIGHT, rounding=1e-5), usual=usual) == expected
 
 
+@pytest.mark.parametrize("words", ["DefaultCPUAllocator: can't allocate memory", "could not create a memory object"])
+def test_a_want_of_memory_is_not_taken_for_a_wrong_way(words):
+    """Or it would decide for all jobs to come."""
+
+    def hungry():
+        raise RuntimeError(words)
+
+    with pytest.raises(RuntimeError, match=words):
+        sound_ways({"a": hungry, "b": RIGHT.clone}, right=RIGHT, rounding=1e-5)
+
+
 def test_memory_that_nobody_wrote_is_not_right():
     """Whatever lay there before."""
     right = torch.zeros(1 << 16)
