@@ -79,7 +79,7 @@ def _keep(file: Path, about: dict[str, Any], table: Table) -> Table:
         try:
             whole.write_text(text)
             try:
-                os.link(whole, file)
+                _publish(whole, file)
             except FileExistsError:
                 if (first := _read(file, about)) is not None:
                     return first
@@ -87,3 +87,18 @@ def _keep(file: Path, about: dict[str, Any], table: Table) -> Table:
         finally:
             whole.unlink(missing_ok=True)
     return table
+
+
+def _publish(whole: Path, file: Path) -> None:
+    """Give ``file`` the content of ``whole``.
+
+    Raises:
+        FileExistsError: there is one.
+    """
+    try:
+        os.link(whole, file)
+    except FileExistsError:
+        raise
+    except OSError:  # exFAT, SMB and many a FUSE have no hard links; who reads a half-written file measures anew
+        with file.open("x") as out:
+            out.write(whole.read_text())

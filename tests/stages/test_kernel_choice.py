@@ -119,15 +119,39 @@ def test_ways_that_a_pass_cannot_take_are_measured_anew(network, measurements, c
     assert measurements == [8, 8]
 
 
-@pytest.mark.parametrize("why", ["no folder", "no links"])
+@pytest.fixture
+def no_links(monkeypatch):
+    """A file system without hard links: exFAT, for one."""
+
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(kernel_choice.os, "link", refused)
+
+
+def test_without_hard_links_it_is_kept_too(network, measurements, cache, no_links):
+    first = choose(network)
+    assert choose(network) == first
+    assert measurements == [8]
+    [file] = cache.iterdir()
+    file.write_text(file.read_text()[:20])
+    assert choose(network) == choose(network) == first
+    assert measurements == [8, 8], "what was cut off is written anew"
+
+
+def test_without_hard_links_the_first_counts_for_both_too(network, measurements, monkeypatch, no_links):
+    test_of_two_at_a_time_the_first_counts_for_both(network, measurements, monkeypatch)
+
+
+@pytest.mark.parametrize("why", ["no folder", "no room"])
 def test_a_cache_that_cannot_be_written_is_done_without(network, measurements, monkeypatch, why):
     if why == "no folder":
         monkeypatch.setattr(kernel_choice, "cache_folder", lambda name: None)
     else:
 
-        def refused(*_):
-            raise PermissionError(13, "Permission denied")
+        def full(*_):
+            raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(kernel_choice.os, "link", refused)
+        monkeypatch.setattr(kernel_choice.Path, "write_text", full)
     assert choose(network)[SHAPE] == choose(network)[SHAPE] == MEASURED[SHAPE]
     assert measurements == [8, 8]
