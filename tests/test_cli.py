@@ -136,6 +136,8 @@ WRONG = {
         "--protocol probe: unknown",
     ),
     "threads": (["run", "--threads", "0"], 2, "--threads"),
+    "channels": (["bench", "--channels", "2"], 2, "--channels"),
+    "channels of views": (["bench", "views", "--channels", "2"], 2, "2 is neither 1 nor 3"),
     "device": (["run", "--device", "gpu"], 2, "device"),
 }
 

@@ -11,7 +11,19 @@ from app.options import Asked, StoreUri, example, takes_settings
 
 bench_app = typer.Typer(invoke_without_command=True)
 
-Channels = Annotated[int, typer.Option("--channels", min=1, max=3, help="Of the images: 1 or 3.")]
+
+def gray_or_rgb(channels: int) -> int:
+    """Return ``channels``.
+
+    Raises:
+        BadParameter: no images have so many.
+    """
+    if channels not in (1, 3):
+        raise typer.BadParameter(f"{channels} is neither 1 nor 3.")
+    return channels
+
+
+Channels = Annotated[int, typer.Option("--channels", callback=gray_or_rgb, help="Of the images: 1 or 3.")]
 Rounds = Annotated[int, typer.Option("--rounds", min=1, help="Figures are medians over them.")]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of a turn.")]
 MACHINE = ("preset", "overrides", "device", "threads")
