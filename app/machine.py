@@ -148,7 +148,7 @@ def _writable(folder: Path | None) -> bool:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Say whether this, or what it came from, is a want of memory, of the machine's or of the GPU's."""
+    """Say whether this is a want of memory, of the machine's or of the GPU's."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, (RuntimeError, OSError)) and bool(NO_MEMORY.search(str(error)))
