@@ -11,7 +11,6 @@ become 6 products.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
@@ -64,28 +63,34 @@ def inverse(matrix: Matrix) -> Matrix:
     return [row[size:] for row in rows]
 
 
-def direct(size: int, taps: Sequence[int], stride: int) -> tuple[Matrix, Matrix, Matrix]:
+@functools.cache
+def touching(size: int, kernel: int, stride: int) -> tuple[tuple[int, int, int], ...]:
+    """Return all (output, pixel, tap) along an axis of ``size`` pixels in which the tap lies on the pixel."""
+    outputs = (size - 1) // stride + 1
+    return tuple(
+        (output, output * stride + tap - kernel // 2, tap)
+        for output in range(outputs)
+        for tap in range(kernel)
+        if 0 <= output * stride + tap - kernel // 2 < size
+    )
+
+
+def direct(size: int, kernel: int, stride: int) -> tuple[Matrix, Matrix, Matrix]:
     """One product for each tap that touches data: nothing is saved but the padding.
 
     Args:
         size: pixels along the axis.
-        taps: offset of each tap from the output's pixel, such as -1, 0, 1.
+        kernel: its taps, 3 (with padding 1) or 1 (without).
         stride: of the convolution.
 
     Returns:
-        T (p, size), G (p, taps), S (outputs, p).
+        T (p, size), G (p, kernel), S (outputs, p).
     """
-    outputs = (size - 1) // stride + 1
-    touching = [
-        (output, output * stride + offset, tap)
-        for output in range(outputs)
-        for tap, offset in enumerate(taps)
-        if 0 <= output * stride + offset < size
-    ]
+    pairs = touching(size, kernel, stride)
     return (
-        [[Fraction(int(pixel == i)) for i in range(size)] for _, pixel, _ in touching],
-        [[Fraction(int(tap == k)) for k in range(len(taps))] for _, _, tap in touching],
-        [[Fraction(int(output == o)) for output, _, _ in touching] for o in range(outputs)],
+        [[Fraction(int(pixel == i)) for i in range(size)] for _, pixel, _ in pairs],
+        [[Fraction(int(tap == k)) for k in range(kernel)] for _, _, tap in pairs],
+        [[Fraction(int(output == o)) for output, _, _ in pairs] for o in range((size - 1) // stride + 1)],
     )
 
 
@@ -134,9 +139,8 @@ def axis_matrices(size: int, kernel: int, stride: int, dtype: torch.dtype) -> tu
         stride: 1 or 2.
         dtype: of the matrices.
     """
-    taps = (-1, 0, 1) if kernel == 3 else (0,)
     nothing_to_save = kernel == 1 or stride != 1 or size == 1
-    transform, taken, back = direct(size, taps, stride) if nothing_to_save else tiled(size)
+    transform, taken, back = direct(size, kernel, stride) if nothing_to_save else tiled(size)
     used = [any(row[tap] != 0 for row in taken) for tap in range(kernel)]
     part = slice(used.index(True), kernel - used[::-1].index(True))
     made = (torch.tensor([[float(v) for v in row] for row in m], dtype=dtype) for m in (transform, taken, back))

@@ -26,7 +26,7 @@ from app.science.byol import BYOL, build_optimizer, load_optimizer, rank_me, tar
 from app.science.convolutions import Table, names_of, table_of, use
 from app.science.distributed import Ranks
 from app.science.draws import batch_at, epoch_order, generator
-from app.science.finetuning import Labelled, encode
+from app.science.finetuning import AfterStep, Labelled, encode
 from app.science.knn import knn_scores
 from app.science.networks import Encoder, to_float
 from app.science.replay import Replay
@@ -35,8 +35,6 @@ from app.settings import Augmentation, Network, Pretrain
 
 LOGS_PER_EPOCH = 10
 MONITOR_IMAGES = 5000  # of the labelled training split, enough for a steady k-NN
-
-AfterStep = Callable[[int, Callable[[], dict[str, Any]]], None]
 
 
 def train(

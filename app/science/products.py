@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from app.science.filters import axis_matrices
+from app.science.filters import axis_matrices, touching
 
 Multiply = Callable[[Tensor, Tensor, Tensor], None]  # of (M, K) and (K, N) into (M, N); or of batches of them
 
@@ -111,18 +111,6 @@ def both_axes(rows: Tensor, columns: Tensor, x: Tensor) -> Tensor:
 
 
 # Rows
-
-
-@functools.cache
-def touching(size: int, kernel: int, stride: int) -> tuple[tuple[int, int, int], ...]:
-    """Return all (output, pixel, tap) along an axis of ``size`` pixels in which the tap lies on the pixel."""
-    outputs = (size - 1) // stride + 1
-    return tuple(
-        (output, output * stride + tap - kernel // 2, tap)
-        for output in range(outputs)
-        for tap in range(kernel)
-        if 0 <= output * stride + tap - kernel // 2 < size
-    )
 
 
 def one_tap(size: Sequence[int], kernel: int, stride: int) -> bool:
