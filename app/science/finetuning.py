@@ -177,7 +177,10 @@ def fit(
     def predict_val() -> Tensor:
         return predict(classifier, val)
 
-    return _loop(classifier, train_step, predict_val, train, val, recipe, task, key, check, after_step, resume)
+    training = _Training(classifier, train_step, predict_val, train=train, val=val, recipe=recipe, task=task, key=key)
+    if resume is not None:
+        training.restore(resume)
+    return training.run(check, after_step)
 
 
 def _fit_head(
@@ -213,7 +216,10 @@ def _fit_head(
         return logits
 
     with _one_thread():
-        outcome = _loop(head, train_step, predict_val, train, val, recipe, task, key, check, after_step, resume)
+        training = _Training(head, train_step, predict_val, train=train, val=val, recipe=recipe, task=task, key=key)
+        if resume is not None:
+            training.restore(resume)
+        outcome = training.run(check, after_step)
     with torch.no_grad():  # fold the scaling into the layer, so that the saved model is a plain ResNet
         head.weight.div_(scale)
         head.bias.sub_(head.weight @ shift)
@@ -231,78 +237,130 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _loop(
-    trained: nn.Module,
-    train_step: Callable[[Tensor], Tensor],
-    predict_val: Callable[[], Tensor],
-    train: Labelled,
-    val: Labelled,
-    recipe: Recipe,
-    task: str,
-    key: tuple[int | str, ...],
-    check: Callable[[], None],
-    after_step: AfterStep,
-    resume: dict[str, Any] | None,
-) -> Fit:
-    optimizer = build_optimizer(
-        recipe.optimizer, [trained], learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    labels, val_labels = train.labels, val.labels.cpu().numpy()
-    per_epoch = len(list(_batches(len(labels), recipe.batch_size, (*key, 0))))
-    total = recipe.epochs * per_epoch
-    outcome, best, step = Fit(steps=total), (-math.inf, -math.inf), 0
-    best_state: dict[str, Any] = {}
-    losses: list[Tensor] = []
+class _Training:
+    """A training in progress: the module, its optimizer, and what validation has found so far.
 
-    def state() -> dict[str, Any]:
+    Args:
+        trained: the module that learns.
+        train_step: from the places of training images, int64 (B,), to their loss.
+        predict_val: gives the logits of the validation images, (N, ``n_outputs``).
+        train: the training images.
+        val: the validation images.
+        recipe: how to train.
+        task: MedMNIST's name of the task.
+        key: names the draws of the batch order.
+    """
+
+    def __init__(
+        self,
+        trained: nn.Module,
+        train_step: Callable[[Tensor], Tensor],
+        predict_val: Callable[[], Tensor],
+        *,
+        train: Labelled,
+        val: Labelled,
+        recipe: Recipe,
+        task: str,
+        key: tuple[int | str, ...],
+    ) -> None:
+        self.trained, self.train_step, self.predict_val = trained, train_step, predict_val
+        self.labels, self.val_labels = train.labels, val.labels
+        self.recipe, self.task, self.key = recipe, task, key
+        self.optimizer = build_optimizer(
+            recipe.optimizer, [trained], learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self.per_epoch = len(list(_batches(len(self.labels), recipe.batch_size, (*key, 0))))
+        self.total_steps = recipe.epochs * self.per_epoch
+        self.step = 0
+        self.restored_at: int | None = None  # the step at which it was continued
+        self.losses: list[Tensor] = []  # of this epoch
+        self.best = (-math.inf, -math.inf)  # AUROC, -loss
+        self.best_state: dict[str, Any] = {}
+        self.outcome = Fit(steps=self.total_steps)
+
+    def state(self) -> dict[str, Any]:
+        """Return what to go on from; taken between a step and the validation that may follow it."""
         return {
-            "step": step,
-            "model": trained.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "losses": losses,
-            "best": list(best),
-            "best_state": best_state,
-            "best_epoch": outcome.best_epoch,
-            "curves": outcome.curves,
+            "step": self.step,
+            "model": self.trained.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "losses": self.losses,
+            "best": list(self.best),
+            "best_state": self.best_state,
+            "best_epoch": self.outcome.best_epoch,
+            "curves": self.outcome.curves,
         }
 
-    if resume is not None:
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to what ``state`` returned.
+
+        Raises:
+            Misfit: it is another training's, or damaged.
+        """
         with _restoring():
-            if resume["best_state"]:
-                trained.load_state_dict(resume["best_state"])  # only to see that it can be
-            trained.load_state_dict(resume["model"])
-            load_optimizer(optimizer, resume["optimizer"])
-            step, best_state = int(resume["step"]), dict(resume["best_state"])
-            best = float(resume["best"][0]), float(resume["best"][1])
-            losses = [loss.to(labels.device) for loss in resume["losses"]]
-            outcome.best_epoch, outcome.curves = int(resume["best_epoch"]), [dict(line) for line in resume["curves"]]
-            if not (0 <= step <= total and outcome.best_epoch <= len(outcome.curves) <= recipe.epochs):
-                raise ValueError(f"step {step} of {total}")
-            if len(losses) != step - len(outcome.curves) * per_epoch or any(loss.dim() for loss in losses):
+            if state["best_state"]:
+                self.trained.load_state_dict(state["best_state"])  # only to see that it can be
+            self.trained.load_state_dict(state["model"])
+            load_optimizer(self.optimizer, state["optimizer"])
+            self.step, self.best_state = int(state["step"]), dict(state["best_state"])
+            self.best = float(state["best"][0]), float(state["best"][1])
+            self.losses = [loss.to(self.labels.device) for loss in state["losses"]]
+            outcome = self.outcome
+            outcome.best_epoch, outcome.curves = int(state["best_epoch"]), [dict(line) for line in state["curves"]]
+            if not (
+                0 <= self.step <= self.total_steps and outcome.best_epoch <= len(outcome.curves) <= self.recipe.epochs
+            ):
+                raise ValueError(f"step {self.step} of {self.total_steps}")
+            done_in_epoch = self.step - len(outcome.curves) * self.per_epoch
+            if len(self.losses) != done_in_epoch or any(loss.dim() for loss in self.losses):
                 raise ValueError("losses are not those of this epoch's steps")
-    begun = step if resume is not None else -1
-    # A state is taken between a step and the validation that may follow it.
-    for epoch in range(max(0, step - 1) // per_epoch + 1, recipe.epochs + 1):
-        trained.train()
-        for at in list(_batches(len(labels), recipe.batch_size, (*key, epoch)))[step - (epoch - 1) * per_epoch :]:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(
-                    step, peak=recipe.learning_rate, total_steps=total, warmup_steps=0, cosine=recipe.cosine
-                )
-            loss = train_step(at.to(labels.device))
-            trained.zero_grad()  # optimizer.zero_grad() takes many times as long, which a linear layer would feel
-            loss.backward()
-            with _restoring() if step == begun else contextlib.nullcontext():  # what was restored is read now
-                optimizer.step()
-            losses.append(loss.detach() * len(at))
-            step += 1
-            after_step(step, state)
-        logits = predict_val()
-        train_loss, losses = float(torch.stack(losses).sum() / len(labels)), []
-        val_loss = float(task_loss(logits, val.labels, task))
+        self.restored_at = self.step
+
+    def run(self, check: Callable[[], None], after_step: AfterStep) -> Fit:
+        """Train to the end, and leave the module as it was at its best epoch."""
+        for epoch in range(max(0, self.step - 1) // self.per_epoch + 1, self.recipe.epochs + 1):
+            self.trained.train()
+            batches = list(_batches(len(self.labels), self.recipe.batch_size, (*self.key, epoch)))
+            for at in batches[self.step - (epoch - 1) * self.per_epoch :]:
+                self.advance(at.to(self.labels.device))
+                after_step(self.step, self.state)
+            self.validate(epoch)
+            check()
+        self.trained.load_state_dict(self.best_state)
+        return self.outcome
+
+    def advance(self, at: Tensor) -> None:
+        """Do one optimizer step on the training images at ``at``."""
+        rate = learning_rate(
+            self.step,
+            peak=self.recipe.learning_rate,
+            total_steps=self.total_steps,
+            warmup_steps=0,
+            cosine=self.recipe.cosine,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self.train_step(at)
+        self.trained.zero_grad()  # optimizer.zero_grad() takes many times as long, which a linear layer would feel
+        loss.backward()
+        with _restoring() if self.step == self.restored_at else contextlib.nullcontext():  # what was restored is read
+            self.optimizer.step()
+        self.losses.append(loss.detach() * len(at))
+        self.step += 1
+
+    def validate(self, epoch: int) -> None:
+        """Judge the module on the validation images after ``epoch``, and keep it if it is the best so far.
+
+        Raises:
+            CollapseError: a loss is not finite.
+        """
+        logits = self.predict_val()
+        train_loss, self.losses = float(torch.stack(self.losses).sum() / len(self.labels)), []
+        val_loss = float(task_loss(logits, self.val_labels, self.task))
         finite = math.isfinite(train_loss) and math.isfinite(val_loss)
-        auroc = metrics.auroc(val_labels, probabilities(logits, task), task) if finite else math.nan
-        outcome.curves.append(
+        labels = self.val_labels.cpu().numpy()
+        auroc = metrics.auroc(labels, probabilities(logits, self.task), self.task) if finite else math.nan
+        self.outcome.curves.append(
             {
                 "epoch": epoch,
                 "train_loss": train_loss,
@@ -314,15 +372,12 @@ def _loop(
             raise CollapseError(
                 f"downstream: the loss is {train_loss} in training and {val_loss} in validation at epoch {epoch}; "
                 "lower the protocol's learning_rate",
-                outcome.curves,
+                self.outcome.curves,
             )
         score = (-math.inf if math.isnan(auroc) else auroc, -val_loss)
-        if score > best or not best_state:
-            best, outcome.best_epoch = score, epoch
-            best_state = copy.deepcopy(trained.state_dict())
-        check()
-    trained.load_state_dict(best_state)
-    return outcome
+        if score > self.best or not self.best_state:
+            self.best, self.outcome.best_epoch = score, epoch
+            self.best_state = copy.deepcopy(self.trained.state_dict())
 
 
 @contextlib.contextmanager
