@@ -83,6 +83,11 @@ def home() -> Path | None:
         return None
 
 
+def expand_home(text: str) -> str:
+    """Put the home folder in place of a leading ``~``; where no home is known the text stays as it is."""
+    return os.path.expanduser(text)
+
+
 def path_of(text: str) -> Path:
     """Return the path that a user wrote: with ``~``, or as a ``file://`` URI.
 

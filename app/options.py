@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 import typer
 
 from app.errors import UsageError
+from app.machine import expand_home
 from app.quantities import threads
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ def with_home(word: str) -> str:
     """Put the home folder in place of ``~``, also in ``--store=~/runs``, which shells and YAML leave as it is."""
     option, equals, value = word.partition("=")
     if option.startswith("--") and equals:
-        return f"{option}={os.path.expanduser(value)}"
-    return os.path.expanduser(word)
+        return f"{option}={expand_home(value)}"
+    return expand_home(word)
 
 
 def one_of(option: str, value: str, choices: Any) -> Any:

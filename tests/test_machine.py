@@ -223,7 +223,7 @@ def test_a_name_that_is_not_utf8_becomes_an_address_of_the_same_file(tmp_path) -
     ],
 )
 def test_what_the_machine_does_is_no_bug_of_ours(monkeypatch, capsys, error, code, said) -> None:
-    def fail(**_: object) -> int:
+    def fail(*_: object, **__: object) -> int:
         raise error
 
     monkeypatch.setattr(cli, "app", fail)

@@ -180,7 +180,7 @@ def done_as_planned(run: Run, folder: str, science: dict[str, Any], *, progress:
     if not run.store.exists(keys.record(folder)):
         return None
     record = read_record(run.store, folder)
-    if record["identity"] != identity(science):
+    if record["identity"] != identity(science) or difference(record["science"], science):
         return None  # perhaps the data have changed since: whoever loads them can tell
     _say_done(run, folder, progress)
     return record

@@ -141,7 +141,7 @@ def test_workers_do_not_outlive_a_runner_that_is_killed(study, tmp_path):
     command = [sys.executable, "-m", "app", "run", "--store", str(tmp_path), *map(str, options), "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     line = ""
-    while '"stage": "pretrain"' not in line:
+    while not ('"stage": "pretrain"' in line and '"done"' in line):  # it trains
         line = process.stderr.readline()
         assert line, "it ended"
     process.kill()
@@ -165,7 +165,7 @@ def test_a_stopped_study_continues_to_the_same_result(study, tmp_path, workers, 
     )
     deadline = time.monotonic() + 120
     line = ""
-    while '"stage": "pretrain"' not in line:
+    while not ('"stage": "pretrain"' in line and '"done"' in line):  # it trains
         assert time.monotonic() < deadline
         line = process.stderr.readline()
     if number == signal.SIGINT:

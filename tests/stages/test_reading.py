@@ -48,9 +48,11 @@ def read_only(root: Path) -> Iterator[None]:
     """Let every attempt to write below ``root`` fail as on a read-only mount, which does not spare root either."""
 
     def refuse(event: str, args: tuple[object, ...]) -> None:
+        if not active:
+            return
         paths = [str(value) for value in args[:2] if isinstance(value, (str, Path))]
         inside = any(path.startswith(str(root)) for path in paths)
-        if active and inside and (
+        if inside and (
             event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
             or (event == "open" and int(args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
         ):  # fmt: skip
