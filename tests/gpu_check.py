@@ -24,7 +24,7 @@ CASES = {
     "28 px, cifar stem": ["data.size=28", "network.stem=cifar"],
     "64 px, stock stem": ["data.size=64", "network.stem=stock"],
 }
-PEERS = ("28 px, stock stem", "64 px, stock stem")  # they have no other stem
+PEERS = ("28 px, stock stem", "64 px, stock stem")  # of the cases beside which they are measured: their turns are long
 TINY = ["pretrain.batch_size=8", "network.projector_hidden=64", "network.predictor_hidden=64"]
 
 
