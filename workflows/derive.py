@@ -58,12 +58,11 @@ def derived(full: str) -> dict[str, str]:
 
 def _set_parameter(text: str, name: str, value: str) -> str:
     """Give a workflow parameter a plain value; its list of choices stays."""
-    found = re.search(rf"^      - name: {name}\n(?:        .*\n)+", text, re.MULTILINE)
+    found = re.search(rf"^      - (?:\{{name: {name}, .*\n|name: {name}\n(?:        .*\n)+)", text, re.MULTILINE)
     if found is None:
         raise SystemExit(f"full.yaml has no parameter {name}")
-    choices = re.search(r"^        enum: .*\n", found[0], re.MULTILINE)
-    body = f"      - name: {name}\n        value: {value}\n{choices[0] if choices else ''}"
-    return text.replace(found[0], body)
+    choices = re.search(r", enum: \[.*\]", found[0])
+    return text.replace(found[0], f"      - {{name: {name}, value: {value}{choices[0] if choices else ''}}}\n")
 
 
 def _template(text: str, name: str) -> str:
