@@ -27,7 +27,7 @@ from PIL import Image
 
 from app.config import load_config, parse_config
 from app.data import load_dataset, load_unlabelled
-from app.data.images import Unreadable, read_raster
+from app.data.reading import Unreadable, read_raster
 from app.errors import AppError
 from app.jobs.checkpoint import dump_weights, load_checkpoint, parse_weights
 from app.jobs.claims import live_owner

@@ -13,7 +13,7 @@ import numpy as np
 from app.data.catalog import licence_of, modality_of, title_of
 from app.data.datasets import SPLITS, image_shape, read_images
 from app.data.files import MMAP_ABOVE, Images, atomic_write, cached_images, digest_of, open_cache, open_npz
-from app.data.images import Reading, Squares, find_images
+from app.data.reading import Reading, Squares, find_images
 from app.data.subsets import uniform_subset
 from app.errors import AppError, InputError, StorageError, UsageError
 from app.machine import as_text
@@ -79,7 +79,7 @@ def load_unlabelled(
 
     ``path`` is an .npz with an array ``images``; or an .npz in MedMNIST's layout, whose train, val and test
     images are joined in this order (``split="train"`` takes the first only); or a folder, whose image files are
-    read as ``images.find_images`` and ``images.Squares`` say. ``subset`` keeps that many, drawn uniformly with
+    read as ``reading.find_images`` and ``reading.Squares`` say. ``subset`` keeps that many, drawn uniformly with
     ``seed``.
 
     With ``cache``, .npz images of more than ``mmap_above`` bytes and all folders, whose decoding is slow, are

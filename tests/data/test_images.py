@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from app.data import load_unlabelled
-from app.data.images import Unreadable, find_images, instruments, read_raster
+from app.data.reading import Unreadable, find_images, instruments, read_raster, read_squares
 from app.errors import InputError
 
 RNG = np.random.default_rng(3)
@@ -461,3 +461,22 @@ def test_nothing_is_printed_by_libraries(tmp_path, recwarn) -> None:
     with pytest.raises(InputError):
         load(tmp_path)
     assert [str(warning) for warning in recwarn.list] == []
+
+
+def test_the_door_for_commands_names_each_image(tmp_path) -> None:
+    fill(tmp_path / "scans/deep", 3)
+    named = dict(read_squares(tmp_path / "scans", 28).items())
+    assert list(named) == [f"deep/{i:03d}.png" for i in range(3)]
+    assert all(np.array_equal(pixels, picture(i)) for i, pixels in enumerate(named.values()))
+    [(name, pixels)] = read_squares(tmp_path / "scans/deep/001.png", 28).items()
+    assert (name, pixels.shape) == ("001.png", (28, 28))
+    assert np.array_equal(pixels, picture(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("none.png", "no such file or folder"), ("a.docx", "of a kind that is not")]
+)
+def test_a_file_by_itself_has_to_be_an_image(tmp_path, name, says) -> None:
+    (tmp_path / "a.docx").write_bytes(b"x")
+    with pytest.raises(InputError, match=says):
+        read_squares(tmp_path / name, 28)

@@ -208,7 +208,7 @@ class TestFolder:
         def refuse(*args, **kwargs):
             raise AssertionError("decoded again")
 
-        monkeypatch.setattr("app.data.images.read_raster", refuse)
+        monkeypatch.setattr("app.data.reading.squares.read_raster", refuse)
         again = load_unlabelled("mine", path=folder, cache=cache)
         assert np.array_equal(again.images, PIXELS[[2, 1, 0]])
 
@@ -236,7 +236,7 @@ class TestFolder:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return real(path)
 
-        monkeypatch.setattr("app.data.images.MAX_UNREADABLE", 0.5)
+        monkeypatch.setattr("app.data.reading.squares.MAX_UNREADABLE", 0.5)
         monkeypatch.setattr(Path, "read_bytes", refuse)
         assert len(load_unlabelled("mine", path=folder, cache=cache)) == 2
         monkeypatch.undo()

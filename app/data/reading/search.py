@@ -1,0 +1,116 @@
+"""Which files of a folder are images, and what lies beside them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.data.files import file_error
+from app.data.reading.readers import READERS
+from app.errors import InputError
+
+# What programs hide beside images: previews, copies, waste baskets, folders of other systems.
+HIDDEN = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "thumbs.db",
+          "desktop.ini", "ehthumbs.db"}  # fmt: skip
+# What lies beside images and is none: not worth a word.
+COMPANIONS = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".md", ".yaml", ".yml", ".html", ".pdf", ".log",
+              ".xlsx", ".xls", ".db", ".py", ".sh", ".sha256", ".md5", ".license"}  # fmt: skip
+
+
+@dataclass
+class Found:
+    """The image files of a folder and what lies beside them."""
+
+    files: list[Path] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, path: Path) -> None:
+        """Count a file, or a folder, that is not read."""
+        self.left_out[reason] += 1
+        self.examples.setdefault(reason, str(path))
+
+
+def find_images(folder: Path) -> Found:
+    """Search a folder and its subfolders, linked ones too, for image files, in the order of their names' bytes.
+
+    Raises:
+        InputError: there are none, or next to all files are of kinds that are not read.
+        UsageError: the folder cannot be read.
+    """
+    found, seen = Found(), set[tuple[int, int]]()
+    _search(folder, folder, found, seen)
+    found.files.sort(key=lambda file: os.fsencode(file.relative_to(folder)))
+    others = sum(count for reason, count in found.left_out.items() if reason.startswith("of kind"))
+    if not found.files or others >= 9 * len(found.files):
+        beside = f"; {left_out(found.left_out)}" if found.left_out else ""
+        raise InputError(
+            f"{folder}: holds {len(found.files) or 'no'} images that can be read ({_kinds()}){beside}; convert the "
+            "others, give another folder, or an .npz"
+        )
+    return found
+
+
+def one_image(file: Path) -> Path:
+    """Return a file that is given by itself, if it is there and of a kind that is read.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not file.is_file():
+        raise InputError(f"{file}: no such file or folder; check the path")
+    if not is_image(file):
+        raise InputError(f"{file}: of a kind that is not read ({_kinds()}); convert it, or give a folder")
+    return file
+
+
+def is_image(file: Path) -> bool:
+    """Whether the name of a file says that one of the readers reads it."""
+    return any(file.suffix.lower() in reader.suffixes for reader in READERS)
+
+
+def _kinds() -> str:
+    return ", ".join(sorted({suffix[1:] for reader in READERS for suffix in reader.suffixes}))
+
+
+def _search(root: Path, folder: Path, found: Found, seen: set[tuple[int, int]]) -> None:
+    try:
+        here = folder.stat()
+        if (here.st_dev, here.st_ino) in seen:  # a link to a folder that was or is being searched
+            found.leave_out("links to folders that are read anyway", folder)
+            return
+        seen.add((here.st_dev, here.st_ino))
+        names = sorted(os.listdir(os.fsencode(folder)))
+    except OSError as error:
+        if folder == root:
+            raise file_error(error, folder, "reading") from error
+        found.leave_out("folders that cannot be read", folder)
+        return
+    for name in names:
+        path = folder / os.fsdecode(name)
+        if name.startswith(b".") or os.fsdecode(name).lower() in HIDDEN:
+            found.leave_out("hidden files or folders", path)
+            continue
+        try:
+            mode = path.stat().st_mode
+        except OSError:
+            found.leave_out("links that lead nowhere", path)
+            continue
+        suffix = path.suffix.lower()
+        if stat.S_ISDIR(mode):
+            _search(root, path, found, seen)
+        elif not stat.S_ISREG(mode):
+            found.leave_out("no files", path)
+        elif is_image(path):
+            found.files.append(path)
+        elif suffix not in COMPANIONS:
+            found.leave_out(f"of kind {suffix}" if suffix else "of kind unknown, without a suffix", path)
+
+
+def left_out(counts: Counter[str]) -> str:
+    """Say how many files are left out, and why."""
+    why = ", ".join(f"{count} {reason}" for reason, count in counts.most_common(8))
+    return f"{sum(counts.values())} left out: {why}"

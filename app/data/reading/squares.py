@@ -1,0 +1,217 @@
+"""The images of a folder as uint8 squares of one size.
+
+Three things are told apart: files that are no images, or cannot be read, or are over a limit. They are left out,
+counted and named.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.data.files import Images
+from app.data.reading.raster import RANGES, Raster, Unreadable
+from app.data.reading.readers import read_raster
+from app.data.reading.search import Found, find_images, one_image
+from app.data.reading.summary import Reading, named
+from app.errors import AppError, InputError, StorageError
+from app.machine import cores
+
+MAX_UNREADABLE = 0.01  # of the images; more of them end the run
+FEW = 0.1  # of a folder's deep images: what so few of them fill is not what their instrument has
+# An instrument of fewer bits beside another: so many of the deep images, at least two, and so many depths between
+# theirs and the other's that none fills.
+MANY, GAP = 0.25, 1
+SPOOL = 256 * 2**20  # bytes of squares that are kept in memory, before they go to a temporary file
+
+Square = Images | NDArray[np.uint16] | NDArray[np.float32]
+
+
+class Squares:
+    """The images of a folder as squares: cut to their central square, resized with an antialiased bicubic filter.
+
+    Levels of more than 8 bits are divided by what their bits can hold: those that the file says, else those that their
+    instrument has, as told by all such images of the folder (``instruments``): darker images stay darker, and images of
+    12 bits in files of 16 become as bright as any. Fractions and negative numbers have the range that nearly all such
+    images of the folder need: 0 to 1, 0 to 255, or, for Hounsfield units and the like, that of each image without its
+    outer half per cent at each end. Each file is decoded once; what comes of it waits in a temporary file until all are
+    known.
+
+    Args:
+        folder: whose files they are.
+        found: the files.
+        size: side of the squares in pixels.
+
+    Attributes:
+        names: of the images that were read, relative to the folder, in their order.
+        shape: (N, size, size) if every image is gray in content, else (N, size, size, 3).
+        reading: what was done.
+        refused: the file system refused a file, which it may give another time.
+
+    Raises:
+        StorageError: the file system fails, which passes.
+        InputError: more than ``MAX_UNREADABLE`` of the images cannot be read; all are named.
+    """
+
+    def __init__(self, folder: Path, found: Found, size: int) -> None:
+        self.reading = reading = Reading(left_out=found.left_out.copy())
+        self.refused = False
+        self.names: list[str] = []
+        self._size, self._rasters = size, list[Raster]()
+        self._kinds: list[tuple[np.dtype[Any], int]] = []
+        self._spool = tempfile.SpooledTemporaryFile(max_size=SPOOL)  # noqa: SIM115 - it lives as long as this does
+        weakref.finalize(self, self._spool.close)
+        for file, square in zip(found.files, _in_threads(found.files, size), strict=True):
+            if isinstance(square, Exception):
+                reading.unreadable[os.path.relpath(file, folder)] = str(square)
+                self.refused |= isinstance(square, AppError)
+                continue
+            pixels, raster = square
+            self.names.append(os.path.relpath(file, folder))
+            self._spool.write(pixels.tobytes())
+            self._kinds.append((pixels.dtype, pixels.ndim))
+            self._rasters.append(raster)
+            reading.kinds[file.suffix.lower()] += 1
+            reading.notes.update(raster.notes)
+        reading.read = len(self._rasters)
+        if len(reading.unreadable) > MAX_UNREADABLE * len(found.files):
+            raise InputError(
+                f"{folder}: {len(reading.unreadable)} of {len(found.files)} images cannot be read: "
+                f"{named(reading.unreadable)}; replace or remove them"
+            )
+        self._bits = instruments(raster.bits for raster in self._rasters if raster.bits and not raster.sure)
+        spans = sorted(raster.span.range for raster in self._rasters if raster.span)
+        self._range = spans[-1 - int(FEW * len(spans))] if spans else 0
+        reading.notes.update(scale[2] for raster in self._rasters if (scale := self._scale(raster)))
+        self._gray = all(dimensions == 2 for _, dimensions in self._kinds)
+        self.shape = (reading.read, size, size) if self._gray else (reading.read, size, size, 3)
+
+    def _scale(self, raster: Raster) -> tuple[float, float, str] | None:
+        """Which levels are black and white, and how that is said; None for uint8."""
+        if raster.span is not None:
+            of_range = max(raster.span.range, self._range)
+            return *raster.span.ends(of_range), RANGES[of_range]
+        if raster.bits is None:
+            return None
+        bits = raster.bits if raster.sure else self._bits[raster.bits]
+        return 0, 2**bits - 1, f"of {bits} bits"
+
+    def items(self) -> Iterator[tuple[str, Images]]:
+        """Yield the name of each image with its pixels, as ``__iter__`` does."""
+        return zip(self.names, self, strict=True)
+
+    def __iter__(self) -> Iterator[Images]:
+        """Yield uint8, (size, size) or (size, size, 3), in the files' order."""
+        self._spool.seek(0)
+        for raster, (dtype, dimensions) in zip(self._rasters, self._kinds, strict=True):
+            shape = (self._size, self._size, 3)[:dimensions]
+            square = np.frombuffer(self._spool.read(int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
+            if scale := self._scale(raster):
+                black, white, _ = scale
+                # a range of next to nothing is noise of float32
+                width = max(white - black, 3e-5 * max(abs(black), abs(white)), 1e-12)
+                scaled = (square.astype(np.float64) - black) / width
+                square = np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
+            if raster.inverted:
+                square = 255 - square
+            yield square if self._gray or dimensions == 3 else np.repeat(square[:, :, None], 3, axis=2)
+
+
+def read_squares(source: Path, size: int) -> Squares:
+    """Read every image below a folder, or one image file, as uint8 squares of ``size`` pixels.
+
+    The one door for commands: ``for name, pixels in read_squares(source, size).items()``; ``reading.line()`` of what
+    comes back says what was read, how, and what was left out.
+
+    Raises:
+        InputError: no images, or too many that cannot be read.
+        UsageError: no permission.
+    """
+    if source.is_dir():
+        return Squares(source, find_images(source), size)
+    return Squares(source.parent, Found(files=[one_image(source)]), size)
+
+
+def instruments(depths: Iterable[int]) -> dict[int, int]:
+    """Tell from the bits that images fill the bits that the instruments have which made them.
+
+    An instrument's images fill its bits or, where they are darker, fewer: it has those that more than a ``FEW`` reach.
+    ``MANY`` images below a ``GAP`` of depths that none fills are another instrument's.
+
+    Args:
+        depths: the number of bits that each image fills.
+
+    Returns:
+        The bits of the instrument, for each number of bits that an image fills.
+    """
+    counts = Counter(depths)
+    made_by: list[list[int]] = []  # each instrument: the depths that its images fill
+    for depth in sorted(counts):
+        many = made_by and sum(counts[below] for below in made_by[-1]) >= max(2, MANY * counts.total())
+        if many and depth - made_by[-1][-1] > GAP:
+            made_by.append([depth])
+        elif made_by:
+            made_by[-1].append(depth)
+        else:
+            made_by = [[depth]]
+    bits = dict[int, int]()
+    for filled in made_by:
+        images = sorted(depth for depth in counts.elements() if depth in filled)
+        usual = images[-1 - int(FEW * len(images))]
+        bits |= {depth: max(depth, usual) for depth in filled}
+    return bits
+
+
+def _in_threads(files: Sequence[Path], size: int) -> Iterator[tuple[Square, Raster] | Unreadable | AppError]:
+    """Read and resize the files in order, on all cores: Pillow lets go of Python meanwhile."""
+    count = cores()
+    with warnings.catch_warnings(), ThreadPoolExecutor(count) as pool:
+        warnings.simplefilter("ignore")  # Pillow's: what they warn of is counted, or harmless
+        for begin in range(0, len(files), 64 * count):  # so that no more than these are held in full size
+            yield from pool.map(lambda file: _square_of(file, size), files[begin : begin + 64 * count])
+
+
+def _square_of(file: Path, size: int) -> tuple[Square, Raster] | Unreadable | AppError:
+    try:
+        raster = read_raster(file)
+    except StorageError:  # it passes, and says nothing of the image
+        raise
+    except (Unreadable, AppError) as error:
+        return error
+    # the pixels in full size are let go; what was found out about them stays
+    return _square(raster, size), replace(raster, pixels=np.empty(0))
+
+
+def _square(raster: Raster, size: int) -> Square:
+    """Cut to the central square and resize; uint8, or uint16 for levels of more bits, or float32 for others."""
+    pixels = raster.pixels
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+
+    def resize(plane: NDArray[Any]) -> NDArray[Any]:
+        image = Image.fromarray(np.ascontiguousarray(plane))
+        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+    if pixels.dtype == np.uint8 or pixels.ndim == 2:
+        square = resize(pixels)
+    else:
+        square = np.stack([resize(pixels[:, :, channel]) for channel in range(3)], axis=-1)
+    if raster.bits is not None:
+        square = np.rint(square).clip(0, 65535).astype(np.uint16)
+    if square.ndim == 3 and (square == square[:, :, :1]).all():
+        square = np.ascontiguousarray(square[:, :, 0])
+    return square
