@@ -17,24 +17,21 @@ from app.report.collect import Study
 from app.report.compare import Analysis
 from app.report.counts import class_histogram, confusion_matrices, panel_side
 from app.report.curves import pretraining_curves, roc_curves
+from app.report.inventory import (
+    datasets_table,
+    downstream_jobs_table,
+    environment_table,
+    files_table,
+    missing_lines,
+    overlap_table,
+    pretraining_jobs_table,
+)
 from app.report.names import MARKS, display_names, method_name, protocol_name, sentence, signed
 from app.report.paper import figure5_table, figure6_table, inside_of_paper, paper_name, printed, published, reference
 from app.report.plots import differences, protocol_comparison
 from app.report.style import Figure, for_page
 from app.report.table import Table
-from app.report.tables import (
-    datasets_table,
-    delong_table,
-    differences_table,
-    downstream_jobs_table,
-    environment_table,
-    files_table,
-    metrics_table,
-    missing_lines,
-    overlap_table,
-    pretraining_jobs_table,
-    results_table,
-)
+from app.report.tables import delong_table, differences_table, metrics_table, results_table
 
 SYNTHETIC = "SYNTHETIC: phantom images. The figures say nothing about medicine."
 NOT_CLINICAL = "For research. Not a medical device, not for clinical use."
@@ -92,28 +89,50 @@ class Card:
 
 def build_context(analysis: Analysis) -> dict[str, Any]:
     """Everything that the page and the Markdown show."""
-    study = analysis.study
+    study, names = analysis.study, display_names(analysis.study)
+    datasets = [_dataset_block(study, name) for name in study.experiment.data]
+    sections = _heading(study) | _evidence(analysis, names) | _inventory(study, names) | {"datasets": datasets}
+    blocks = [
+        sections["difference_figure"],
+        *sections["protocol_figures"],
+        *sections["roc_figures"],
+        *sections["confusion_figures"],
+        sections["pretraining_figure"],
+        *(d.histogram for d in datasets),
+    ]
+    return sections | {"figures": [b.figure for b in blocks if b]}
+
+
+def _heading(study: Study) -> dict[str, Any]:
+    """What stands above everything: which run this is, and how far it got."""
     experiment = study.experiment
-    names = display_names(study)
-    results = [r for cell in study.cells.values() for r in cell]
-    done = len(results) + len(study.pretraining)
+    results = [r.record for cell in study.cells.values() for r in cell]
+    trained = [p.record for p in study.pretraining]
+    done = len(results) + len(trained)
     planned = len(experiment.plan.pretrain) + len(experiment.plan.downstream)
-    finished = max([r.record.finished for r in results] + [p.record.finished for p in study.pretraining], default="")
-    datasets = [_dataset_block(study, name) for name in experiment.data]
-    difference = differences(
-        list(analysis.against_baseline.values()), {d: study.title(d) for d in study.datasets}, names
-    )
-    curves = pretraining_curves(study.pretraining, names)
-    sections: dict[str, Any] = {
+    finished = max([record.finished for record in (*results, *trained)], default="")
+    seconds = [record.timings.get("seconds", 0.0) for record in (*results, *trained)]
+    return {
         "title": "Self-supervised pretraining for medical images",
         "run_id": experiment.run_id,
         "preset": experiment.preset,
         "date": (finished or experiment.created)[:10],
         "progress": f"{done} of {planned} jobs" if planned > done else f"{done} jobs",
-        "seeds": sorted({r.record.seed for r in results} | {p.record.seed for p in study.pretraining}),
+        "seeds": sorted({record.seed for record in (*results, *trained)}),
         "synthetic": SYNTHETIC if experiment.synthetic else "",
         "overlaps": list(study.overlaps.values()),
         "not_clinical": NOT_CLINICAL,
+        "total_time": _duration(sum(value for value in seconds if math.isfinite(value))),
+    }
+
+
+def _evidence(analysis: Analysis, names: Mapping[str, str]) -> dict[str, Any]:
+    """What was found: sentences, tables and figures of results."""
+    study = analysis.study
+    difference = differences(
+        list(analysis.against_baseline.values()), {d: study.title(d) for d in study.datasets}, names
+    )
+    return {
         "lead": lead(analysis),
         "sentences": [sentence(study, c) for c in analysis.comparisons],
         "cards": _cards(analysis),
@@ -124,41 +143,30 @@ def build_context(analysis: Analysis) -> dict[str, Any]:
         "differences": differences_table(analysis),
         "difference_figure": difference and Block(difference, _difference_caption(analysis)),
         "paper_text": _paper_text(analysis),
-        "paper_tables": [] if experiment.synthetic else _paper_tables(analysis),
+        "paper_tables": [] if study.experiment.synthetic else _paper_tables(analysis),
         "delong": delong_table(analysis),
         "roc_figures": _roc_figures(analysis, names),
         "confusion_figures": _confusion_figures(analysis),
-        "pretraining_figure": curves
-        and Block(curves, "Thin lines are seeds, thick lines their mean. k-NN looks at a labelled validation split."),
+    }
+
+
+def _inventory(study: Study, names: Mapping[str, str]) -> dict[str, Any]:
+    """What was run, on which data, where, and what is missing."""
+    curves = pretraining_curves(study.pretraining, names)
+    caption = "Thin lines are seeds, thick lines their mean. k-NN looks at a labelled validation split."
+    return {
+        "pretraining_figure": curves and Block(curves, caption),
         "pretraining": pretraining_jobs_table(study),
         "dataset_table": datasets_table(study),
         "overlap": overlap_table(study),
-        "datasets": datasets,
         "missing": missing_lines(study),
         "jobs": downstream_jobs_table(study),
         "files": files_table(study),
         "environment": environment_table(study),
-        "settings": yaml.safe_dump(dict(experiment.config), sort_keys=False, allow_unicode=True),
+        "settings": yaml.safe_dump(dict(study.experiment.config), sort_keys=False, allow_unicode=True),
         "licences": _licences(study),
         "references": REFERENCES,
-        "total_time": _duration(
-            sum(
-                seconds
-                for r in (*(r.record for r in results), *(p.record for p in study.pretraining))
-                if math.isfinite(seconds := r.timings.get("seconds", 0.0))
-            )
-        ),
     }
-    blocks = [
-        sections["difference_figure"],
-        *sections["protocol_figures"],
-        *sections["roc_figures"],
-        *sections["confusion_figures"],
-        sections["pretraining_figure"],
-        *(d.histogram for d in datasets),
-    ]
-    sections["figures"] = [b.figure for b in blocks if b]
-    return sections
 
 
 def lead(analysis: Analysis) -> list[str]:

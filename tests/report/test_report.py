@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from app.errors import InputError
 from app.jobs.records import DownstreamRecord, Experiment, PretrainRecord
-from app.report import ReportSummary, counts, curves, names, paper, plots, style, table, tables
+from app.report import ReportSummary, counts, curves, inventory, names, paper, plots, style, table, tables
 from app.report.collect import Study, collect, parse_predictions
 from app.report.compare import Analysis
 from app.report.content import SYNTHETIC
@@ -474,10 +474,10 @@ def test_test_images_that_are_pretrained_on_are_said_everywhere(role: str) -> No
         assert sentence in text
         assert "PneumoniaMNIST †" in text
         assert "BreastMNIST †" not in text
-    [row, *others] = tables.overlap_table(study).rows
+    [row, *others] = inventory.overlap_table(study).rows
     assert [cell.text for cell in row.cells] == (["50", "50", "100.0%"] if role == "itself" else ["50", "3", "6.0%"])
     assert all(other.cells[1].text == "0" for other in others)
-    rows = [(row.group, row.head, row.cells[2].text) for row in tables.datasets_table(study).rows]
+    rows = [(row.group, row.head, row.cells[2].text) for row in inventory.datasets_table(study).rows]
     if role == "itself":
         assert rows[0] == ("Pretrain", "PneumoniaMNIST", "500 unlabelled")
         counts = " / ".join(f"{n:,}" for n in data["pneumoniamnist"]["splits"].values())
