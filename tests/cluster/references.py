@@ -31,6 +31,7 @@ READ_BY_CLIENT = {"report"}  # of the plan's outputs, by app/cluster/argo.py
 READ_BY_WATCH = {"pending-minutes"}  # of the workflow's parameters, by app/stages/watch.py
 FILES_OF_REPORT = {"index.html"}
 GLOBALS = {"workflow.name", "workflow.namespace", "workflow.uid"}
+IN_METRICS = {"status"}  # of the pod that has ended
 PULL_POLICIES = {"Always", "IfNotPresent", "Never"}
 RESOURCES = {"cpu", "memory", "ephemeral-storage", "nvidia.com/gpu", "storage", "pods", "persistentvolumeclaims"}
 # How a pod may end, as Argo words it, and whether another try is worth it: phase, message, exit code.
@@ -150,8 +151,10 @@ def workflow_problems(document: Document, cluster: Cluster, known_parameters: se
         scope |= {f"inputs.parameters.{parameter}" for parameter in inputs}
         if name == spec.get("onExit"):
             scope |= {"workflow.status", "workflow.failures"}
-        body = {key: value for key, value in template.items() if key not in ("dag", "inputs")}
+        body = {key: value for key, value in template.items() if key not in ("dag", "inputs", "metrics")}
         seen = {tag for _, node in walk(body) if isinstance(node, str) for tag in tags(node)}
+        measured = {tag for _, node in walk(template.get("metrics")) if isinstance(node, str) for tag in tags(node)}
+        yield from (f"{name}: metrics: {{{{{tag}}}}} is not defined" for tag in sorted(measured - scope - IN_METRICS))
         if "dag" in template:
             used |= {task.get("template") for task in template["dag"]["tasks"]}
             yield from (f"{name}: {line}" for line in _dag_problems(template["dag"], templates, scope))

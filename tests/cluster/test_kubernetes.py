@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -129,6 +130,25 @@ def test_the_overlay_and_the_text_speak_of_the_same_nodes(rendered: dict[str, Pa
     assert '`cloud.google.com/gke-spot: "true"`' in gke
     text = (ROOT / "k8s/overlays/prod/parameters.yaml").read_text("utf-8")
     assert all(name in text for name in (label, "eks.amazonaws.com/capacityType", "cloud.google.com/gke-spot"))
+
+
+def test_alerts_speak_of_metrics_that_there_are(tmp_path: Path) -> None:
+    root = workspace(tmp_path)
+    overlay = root / "k8s/overlays/watched"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
+        "resources: [../dev]\ncomponents: [../../components/monitoring]\n"
+    )
+    [rule] = [document for document in render(overlay) if document["kind"] == "PrometheusRule"]
+    assert rule["metadata"]["namespace"] == "byol"
+    alerts = {alert["alert"]: alert["expr"] for group in rule["spec"]["groups"] for alert in group["rules"]}
+    assert alerts.keys() == {"ByolStudyFailed", "ByolPretrainingStalled", "ByolPodsPending"}
+    asked = set(re.findall(r"argo_workflows_(byol_\w+)", " ".join(alerts.values())))
+    [workflow] = load((ROOT / "workflows/full.yaml").read_text("utf-8"))
+    holders = [workflow["spec"], *workflow["spec"]["templates"]]
+    made = {metric["name"] for holder in holders for metric in holder.get("metrics", {}).get("prometheus", [])}
+    assert asked == made
 
 
 def test_only_the_device_plugin_shows_gpus() -> None:

@@ -151,13 +151,12 @@ def when(stamp: str) -> datetime:
 
 @contextlib.contextmanager
 def forwarded(service: str, port: int, namespace: str = "byol") -> Iterator[int]:
-    """A port of this machine that leads to a service; comes back by itself when its pod is replaced."""
+    """A port of this machine that leads to a service or deployment/NAME; it comes back when its pod is replaced."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         local = unused.getsockname()[1]
-    command = (
-        f"while :; do kubectl -n {namespace} port-forward svc/{service} {local}:{port} >/dev/null 2>&1; sleep 1; done"
-    )
+    target = service if "/" in service else f"svc/{service}"
+    command = f"while :; do kubectl -n {namespace} port-forward {target} {local}:{port} >/dev/null 2>&1; sleep 1; done"
     process = subprocess.Popen(["bash", "-c", command], start_new_session=True)
     try:
         wait_until(lambda: _open(local), 60, f"port-forward to {service}")
