@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -188,7 +189,7 @@ def status(
     store: StoreUri = "runs",
 ) -> None:
     """Publish how a workflow ended, and what is done and missing; an exit handler calls it."""
-    from app.stages.status import failures, publish_status, workflow_status
+    from app.stages.status import WEBHOOK, failures, publish_status, tell, workflow_status
 
     opened = _store(store)
     ended = workflow_status(opened, workflow, phase, why=failures(failed))
@@ -196,7 +197,9 @@ def status(
     for line in ended["why"]:
         print(f"why: {line}")
     print(f"report: {ended['report'] or 'none'}")
-    publish_status(opened, ended)  # last: who may only read has seen it all
+    publish_status(opened, ended)  # after that: who may only read has seen it all
+    if (url := os.environ.get(WEBHOOK)) and (wrong := tell(url, ended)):
+        print(f"warning: {WEBHOOK} was not told: {wrong}", file=sys.stderr)
 
 
 @app.command(epilog=example("watch --store s3://bucket/nih"))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +18,8 @@ from app.stages.listing import planned_jobs
 from app.storage import Store
 
 SHOWN = 100  # names of missing jobs, and reasons
+WEBHOOK = "BYOL_WEBHOOK"  # the environment variable with its URL
+WEBHOOK_SECONDS = 20
 
 
 def announce(store: Store, workflow: str, run_id: str) -> None:
@@ -72,6 +77,27 @@ def publish_status(store: Store, status: dict[str, Any]) -> None:
     if status["run_id"] is not None:
         write_json(store, keys.status(status["run_id"]), status)
     write_json(store, keys.workflow(status["workflow"]), status)
+
+
+def tell(url: str, status: dict[str, Any]) -> str | None:
+    """Tell a webhook how a workflow ended: JSON whose ``text`` Slack, Mattermost and Teams show, and the status itself.
+
+    Returns:
+        None, or what went wrong, without the URL, which is a secret.
+    """
+    if not url.startswith(("https://", "http://")):
+        return "it is no http address"
+    done = f"{status['done'] or 0} of {status['planned'] or 0} jobs done"
+    text = "\n".join([f"{status['workflow']}: {status['phase']}, {done}", *status["why"][:3], status["report"] or ""])
+    body = json.dumps({"text": text.strip(), "status": status}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS):
+            return None
+    except urllib.error.HTTPError as error:
+        return f"it answers {error.code} {error.reason}"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return type(error).__name__ if url in str(error) else str(error)
 
 
 def give_reason(store: Store, workflow: str, why: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from app.stages.status import WEBHOOK
 from tests.cluster.argo import (
     ENDS,
     POOLS,
@@ -58,6 +59,7 @@ WORTH_A_TRY = {
     ("Error", "Error applying PodSpecPatch: invalid character", -1): False,
     ("Error", "Get https://10.96.0.1:443/api/v1/…: context deadline exceeded", -1): True,
 }
+WEBHOOK_SECRET = {"name": "byol-webhook", "key": "url", "optional": True}
 QUANTITIES = ("requests", "limits", "default", "defaultRequest", "hard")
 CLUSTER_WIDE = {"Namespace", "PriorityClass"}
 NAMESPACES = {"kube-system", "argo"}
@@ -276,6 +278,9 @@ def _container_problems(template: Document, spec: Document, cluster: Cluster) ->
                 name, optional = source[field].get("name"), source[field].get("optional", False)
                 if cluster.get(kind, str(name)) is None and not (optional and name == "byol-s3-credentials"):
                     yield f"no {kind} {name}"
+    for variable in container.get("env", []):
+        if (variable["name"], variable.get("valueFrom", {}).get("secretKeyRef")) != (WEBHOOK, WEBHOOK_SECRET):
+            yield f"env {variable}"
     paths = [mount["mountPath"] for mount in container.get("volumeMounts", [])]
     if len(set(paths)) < len(paths):
         yield "two volumes are mounted at one place"
