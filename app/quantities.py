@@ -1,4 +1,4 @@
-"""Quantities as Kubernetes writes them, for options that a cluster fills in."""
+"""Quantities as Kubernetes writes them, for options that a cluster fills in, and as people read them."""
 
 from __future__ import annotations
 
@@ -44,3 +44,12 @@ def cpus(text: str) -> str | None:
         return None if quantity(text) > 0 else "more than none"
     except ValueError:
         return "CPUs, such as 4 or 500m"
+
+
+def size_in_words(count: float) -> str:
+    """Say a number of bytes in two or three digits: ``45 MB`` is 45 million."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 9.95 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -203,6 +203,7 @@ class Runtime(Section):
     checkpoint_minutes: Positive
     checkpoint_steps: Count | None
     keep: Count
+    keep_models: Literal["all", "finetune", "heads"]
     patience_minutes: Positive
     grace_seconds: Positive
     claim_seconds: Positive

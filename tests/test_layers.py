@@ -21,8 +21,9 @@ BELOW = {
     "report": GROUND | {"data", "science", "storage", "jobs"},
     "cluster": GROUND,
     "stages": GROUND | {"data", "science", "storage", "jobs", "report", "cluster"},
+    "models": GROUND | {"data", "science", "storage", "jobs"},
     "bench": GROUND | {"data", "science", "storage", "jobs", "stages"},
-    "cli": GROUND | {"data", "science", "storage", "jobs", "report", "cluster", "stages", "bench"},
+    "cli": GROUND | {"data", "science", "storage", "jobs", "report", "cluster", "stages", "models", "bench"},
 }
 ENTRY = {"cli", "__main__"}  # the modules beside the folders that stand on top of everything
 

@@ -14,7 +14,7 @@ from app.data import file_names
 RUNS = "runs"
 DATA, PHANTOMS = "data", "phantoms"  # copies of data sets, and synthetic ones
 PRETRAIN, DOWNSTREAM = "pretrain", "downstream"  # the kinds of jobs
-ENCODER, MODEL = "encoder.safetensors", "model.safetensors"
+ENCODER, MODEL, HEAD = "encoder.safetensors", "model.safetensors", "head.safetensors"
 CURVES, PREDICTIONS = "curves.jsonl", "predictions.csv"
 _RECORD, _LATEST, _CLAIM = "record.json", "latest.json", "claim.json"
 
@@ -119,6 +119,11 @@ def report(run_id: str, name: str = "index.html") -> str:
     return f"{run(run_id)}/report/{name}"
 
 
+def encoder(run_id: str, init: str, digest: str) -> str:
+    """Key of an encoder that no job of the run trained, by its SHA-256: heads on frozen encoders point there."""
+    return f"{run(run_id)}/encoders/{init}-{digest[:12]}.safetensors"
+
+
 def workflow(name: str) -> str:
     """Key of what became of a workflow."""
     return f"workflows/{name}.json"
@@ -135,6 +140,24 @@ def run_ids(keys: Iterable[str]) -> list[str]:
 
 
 # --- a job
+
+
+def job_at(uri: str) -> tuple[str | None, str] | None:
+    """Split where a job's result is into its store and its folder there.
+
+    ``s3://bucket/nih/runs/first/pretrain/byol-s0`` is in ``s3://bucket/nih``; a name without more, such as
+    ``runs/first/pretrain/byol-s0``, is in whatever store was chosen (None). A file of the job stands for it, too.
+
+    Returns:
+        The store's URI and the folder; None if ``uri`` is not of this form.
+    """
+    place, question, options = uri.partition("?")
+    names = "|".join(re.escape(name) for name in (ENCODER, MODEL, HEAD, CURVES, PREDICTIONS, _RECORD))
+    jobs = rf"{PRETRAIN}/[^/]+|{DOWNSTREAM}(?:/[^/]+){{4}}"
+    found = re.fullmatch(rf"(?:(.*)/)?({RUNS}/[^/]+/(?:{jobs}))(?:/(?:{names})?)?", place)
+    if found is None:
+        return None
+    return (None if found[1] is None else (found[1] or "/") + question + options), found[2]
 
 
 def pretraining(run_id: str, name: str) -> str:

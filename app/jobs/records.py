@@ -129,6 +129,12 @@ class FileEntry(_Model):
     sha256: str
 
 
+class Pointer(FileEntry):
+    """An object of the store that is not beside the record."""
+
+    key: str
+
+
 class Record(_Model):
     """What every finished job says of itself.
 
@@ -191,6 +197,9 @@ class DownstreamRecord(Record):
         per_class_auroc: of the saved model.
         chosen_draw: whose model is saved.
         draw_overlap: mean Jaccard index of two draws' images.
+        thresholds: of the saved model, chosen on the validation split: one for P(1) if binary, one per label if
+            multi-label, none otherwise; None in records older than them.
+        encoder: the frozen encoder that the saved head is for; None if the saved model is whole, or none is kept.
     """
 
     kind: Literal["downstream"] = "downstream"
@@ -207,6 +216,8 @@ class DownstreamRecord(Record):
     chosen_draw: int | None
     draws: tuple[FewShotDraw, ...]
     draw_overlap: float | None
+    thresholds: tuple[float, ...] | None = None
+    encoder: Pointer | None = None
 
 
 # --- publishing and reading
@@ -298,6 +309,21 @@ def read_record(store: Store, folder: str) -> dict[str, Any]:
     ):
         raise InputError(f"{store.uri}/{key}: damaged, not a record; delete it and run the job again, or --overwrite")
     return record
+
+
+def read_downstream(store: Store, folder: str) -> DownstreamRecord:
+    """Read the record of a downstream job.
+
+    Raises:
+        MissingObject: the job is not done.
+        InputError: it is no such record.
+    """
+    try:
+        return DownstreamRecord.model_validate(read_record(store, folder))
+    except ValidationError as error:
+        raise InputError(
+            f"{store.uri}/{keys.record(folder)}: not the record of a downstream job; give one of runs/…/downstream/"
+        ) from error
 
 
 def read_plan(store: Store, run_id: str) -> Plan:

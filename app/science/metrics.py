@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,20 +19,21 @@ Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 
 
-def decide(scores: Floats, task: str) -> Ints:
+def decide(scores: Floats, task: str, thresholds: Sequence[float] = ()) -> Ints:
     """Turn scores into labels: the likelier class, or, for a multi-label task, every label over 0.5.
 
     Args:
         scores: (N, C): P(class) in every column (two for a binary task), or P(label) if multi-label.
         task: MedMNIST's name of the task.
+        thresholds: in place of 0.5, as ``thresholds.choose_thresholds`` gives them.
 
     Returns:
         (N, 1) class numbers, or (N, C) of 0 and 1 if multi-label.
     """
     if task == MULTI_LABEL:
-        return (scores > 0.5).astype(np.int64)
+        return (scores > (thresholds or 0.5)).astype(np.int64)
     if task == BINARY:
-        return (scores[:, 1:] > 0.5).astype(np.int64)
+        return (scores[:, 1:] > (thresholds or 0.5)).astype(np.int64)
     best: Ints = scores.argmax(1, keepdims=True).astype(np.int64)
     return best
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from app.config import identity
 from app.data import Dataset, draw_overlap, few_shot_draw
@@ -20,18 +17,19 @@ from app.errors import CollapseError, Misfit
 from app.jobs import keys
 from app.jobs.checkpoint import dump_weights
 from app.jobs.job import Job, done_as_planned, open_job
-from app.jobs.records import DatasetInfo, DownstreamRecord, FewShotDraw
+from app.jobs.records import DatasetInfo, DownstreamRecord, FewShotDraw, Pointer
 from app.jobs.run import Run, load_labelled, now, planned_data
 from app.runtime import Progress, choose_device, environment, machine_of, prepare
 from app.science import metrics
 from app.science.convolutions import Table, names_of, table_of, use
 from app.science.draws import generator
-from app.science.finetuning import Fit, Labelled, fit, n_outputs, predict, probabilities
+from app.science.finetuning import Labelled, fit, n_outputs
 from app.science.networks import Classifier, Encoder, to_float
 from app.science.protocols import PROTOCOLS
 from app.settings import Config, FewShotRecipe, ProtocolName, Recipe
 from app.stages.kernel_choice import choose_kernels
-from app.stages.weights import Weights, describe, initial_weights
+from app.stages.outcome import Outcome, best_of, curves_jsonl, keep_best_model, mean_of, predictions_csv
+from app.stages.weights import Weights, describe, initial_weights, keep_encoder
 
 
 def run(
@@ -86,7 +84,8 @@ def run(
         with progress.bar(total, work.epochs_done) as bar:
             while len(work.outcomes) < work.draws:
                 work.run_draw(bar.advance)
-        return job.publish(work.files(), work.record())
+        files, encoder = work.files()
+        return job.publish(files, work.record(encoder))
 
 
 def science_of(
@@ -192,7 +191,9 @@ class Evaluation:
             self.run.store.write(f"{self.job.folder}/{keys.CURVES}", curves)
             raise
         self.fit_state = None
-        self.outcomes.append(Outcome.judge(classifier, outcome, self.data, self.val, self.test))
+        self.outcomes.append(
+            Outcome.judge(classifier, outcome, self.data, self.val, self.test, frozen=self.kind.frozen)
+        )
         keep_best_model(self.outcomes)
 
     def choose_kernels(self, classifier: Classifier, images: int) -> Table:
@@ -212,28 +213,39 @@ class Evaluation:
         step += sum(outcome.fit.steps for outcome in self.outcomes)
         self.job.after_step(step, lambda: self.state(state()), f"step {step}")
 
-    def files(self) -> dict[str, bytes]:
-        """Return the files to publish: the best draw's model and predictions, and every draw's predictions."""
+    def files(self) -> tuple[dict[str, bytes], Pointer | None]:
+        """Return the files to publish: the best draw's model and predictions, and every draw's predictions.
+
+        Of a frozen encoder the model is its head alone, and the second part of the answer says where the encoder is.
+        """
         best = self.outcomes[best_of(self.outcomes)]
         assert best.model is not None, "the best outcome keeps its model"
-        metadata = describe(
-            self.run.config,
-            synthetic=self.data.synthetic,
-            task=self.data.task,
-            labels=json.dumps(self.data.labels),
-            dataset=self.data.title,
-            init=self.weights.name,
-            protocol=self.protocol,
-            seed=str(self.seed),
-            licence=self.data.licence,
-        )
-        files = {keys.PREDICTIONS: predictions_csv(best.scores), keys.MODEL: dump_weights(best.model, metadata)}
+        about = {
+            "task": self.data.task,
+            "labels": json.dumps(self.data.labels),
+            "dataset": self.data.title,
+            "init": self.weights.name,
+            "protocol": self.protocol,
+            "seed": str(self.seed),
+            "licence": self.data.licence,
+            "channels": str(self.data.channels),
+        }
+        files = {keys.PREDICTIONS: predictions_csv(best.scores)}
+        encoder = None
+        if self.kind.frozen:
+            frozen = build_encoder(self.run, self.weights, self.seed)
+            encoder = keep_encoder(self.run, self.weights, frozen, seed=str(self.seed))
+            head = {name: value for name, value in best.model.items() if name.startswith("fc.")}
+            about |= {"encoder": encoder.key, "encoder_sha256": encoder.sha256}
+            files[keys.HEAD] = dump_weights(head, describe(self.run.config, self.data.synthetic, **about))
+        elif self.run.config.runtime.keep_models in ("all", self.protocol):
+            files[keys.MODEL] = dump_weights(best.model, describe(self.run.config, self.data.synthetic, **about))
         if self.kind.few:
             files |= {keys.draw_predictions(d): predictions_csv(o.scores) for d, o in enumerate(self.outcomes)}
-        return files
+        return files, encoder
 
-    def record(self) -> DownstreamRecord:
-        """Return the record of the finished job."""
+    def record(self, encoder: Pointer | None) -> DownstreamRecord:
+        """Return the record of the finished job, whose model is a head on a frozen ``encoder``, or whole."""
         data, few = self.data, self.kind.few
         chosen = best_of(self.outcomes)
         best = self.outcomes[chosen]
@@ -254,8 +266,8 @@ class Evaluation:
             data={data.name: {"sha256": data.sha256}},
             task=data.task,
             labels=data.labels,
-            metrics=_mean([o.test for o in self.outcomes]),
-            validation=_mean([o.validation for o in self.outcomes]),
+            metrics=mean_of([o.test for o in self.outcomes]),
+            validation=mean_of([o.validation for o in self.outcomes]),
             confusion_matrix=metrics.confusion_matrix(data.test.labels, best.scores, data.task),
             per_class_auroc=metrics.per_class_auroc(data.test.labels, best.scores, data.task),
             best_epoch=best.fit.best_epoch,
@@ -266,93 +278,26 @@ class Evaluation:
                 for d, (images, o) in enumerate(zip(self.chosen, self.outcomes, strict=few))
             ],
             draw_overlap=draw_overlap(self.chosen) if few else None,
+            thresholds=None if best.thresholds is None else tuple(best.thresholds),
+            encoder=encoder,
             timings={"seconds": round(self.seconds, 3)},
             finished=now(),
         )
 
 
-@dataclass
-class Outcome:
-    """A trained classifier, judged.
-
-    Attributes:
-        fit: the way there.
-        scores: of the test images, float64, (N, C).
-        test: metrics on the test split.
-        validation: metrics on the validation split.
-        model: weights, off the device; None once another draw is better.
-    """
-
-    fit: Fit
-    scores: NDArray[np.float64]
-    test: dict[str, float]
-    validation: dict[str, float]
-    model: dict[str, Tensor] | None
-
-    @classmethod
-    def judge(cls, classifier: Classifier, outcome: Fit, data: Dataset, val: Labelled, test: Labelled) -> Outcome:
-        """Judge a classifier on both splits: the one time that it reads the test split."""
-        scores = probabilities(predict(classifier, test), data.task)
-        val_scores = probabilities(predict(classifier, val), data.task)
-        return cls(
-            fit=outcome,
-            scores=scores,
-            test=metrics.evaluate(data.test.labels, scores, data.task),
-            validation=metrics.evaluate(data.val.labels, val_scores, data.task),
-            model={name: value.cpu() for name, value in classifier.plain_state().items()},
-        )
-
-    @property
-    def choice(self) -> tuple[float, float]:
-        """What the draws are compared by: validation AUROC, then the lower validation loss."""
-        best = self.fit.curves[self.fit.best_epoch - 1]
-        return (-1.0 if best["val_auroc"] is None else best["val_auroc"], -best["val_loss"])
-
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
-        return {
-            "fit": {"best_epoch": self.fit.best_epoch, "curves": self.fit.curves, "steps": self.fit.steps},
-            "scores": torch.from_numpy(self.scores),
-            "test": {name: float(value) for name, value in self.test.items()},
-            "validation": {name: float(value) for name, value in self.validation.items()},
-            "model": self.model,
-        }
-
-    @classmethod
-    def of_state(cls, state: dict[str, Any]) -> Outcome:
-        """Return the outcome of which this is the ``state``."""
-        fit, scores = Fit(**state["fit"]), state["scores"].numpy()
-        if scores.ndim != 2 or not 0 < fit.best_epoch <= len(fit.curves):
-            raise ValueError("scores or curves of a draw are not of its shape")
-        return cls(
-            fit=Fit(fit.best_epoch, [dict(line) for line in fit.curves], int(fit.steps)),
-            scores=scores,
-            test={name: float(value) for name, value in state["test"].items()},
-            validation={name: float(value) for name, value in state["validation"].items()},
-            model=state["model"],
-        )
-
-
-def best_of(outcomes: list[Outcome]) -> int:
-    """Return the number of the draw that validates best; of equals, the first."""
-    return max(range(len(outcomes)), key=lambda draw: outcomes[draw].choice)
-
-
-def keep_best_model(outcomes: list[Outcome]) -> None:
-    """Forget the weights of all but the best: no more will be asked of them."""
-    best = best_of(outcomes)
-    for draw, outcome in enumerate(outcomes):
-        if draw != best:
-            outcome.model = None
-
-
 def build_classifier(run: Run, data: Dataset, weights: Weights, seed: int, draw: int) -> Classifier:
     """Make the classifier before training: the encoder as initialised, the linear layer drawn from the seed."""
+    encoder = build_encoder(run, weights, seed)
+    torch.manual_seed(generator("head", data.name, seed, draw).initial_seed())
+    return Classifier(encoder, n_outputs(data.task, data.n_classes))
+
+
+def build_encoder(run: Run, weights: Weights, seed: int) -> Encoder:
+    """Make the encoder as initialised: what the weights leave open is drawn from the seed."""
     torch.manual_seed(generator("weights", seed).initial_seed())
     encoder = Encoder(run.config.network.architecture, run.config.network.stem)
     weights.load_into(encoder)
-    torch.manual_seed(generator("head", data.name, seed, draw).initial_seed())
-    return Classifier(encoder, n_outputs(data.task, data.n_classes))
+    return encoder
 
 
 def choose_images(data: Dataset, k: int, seed: int, draw: int, protocol: str) -> NDArray[np.int64]:
@@ -361,27 +306,3 @@ def choose_images(data: Dataset, k: int, seed: int, draw: int, protocol: str) ->
         data.train.labels, k, seed=seed, draw=draw,
         class_names=data.class_names, dataset=data.name, protocols=[protocol],
     )  # fmt: skip
-
-
-def predictions_csv(scores: NDArray[np.float64]) -> bytes:
-    """Write scores (N, C) as MedMNIST's Evaluator reads them: index and one column per class, no header."""
-    rows = (",".join([str(index), *(repr(float(s)) for s in row)]) for index, row in enumerate(scores))
-    return "".join(f"{row}\n" for row in rows).encode()
-
-
-def curves_jsonl(draws: Sequence[Sequence[Mapping[str, Any]]]) -> bytes:
-    """Write the curves of each draw as JSON lines; what is not finite, which JSON cannot say, as null."""
-
-    def plain(value: float | None) -> float | None:
-        return None if value is None or not math.isfinite(value) else value
-
-    lines = [
-        {"draw": draw} | {name: plain(value) for name, value in line.items()}
-        for draw, curves in enumerate(draws)
-        for line in curves
-    ]
-    return "".join(f"{json.dumps(line)}\n" for line in lines).encode()
-
-
-def _mean(values: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([value[name] for value in values])) for name in values[0]}

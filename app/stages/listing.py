@@ -8,6 +8,7 @@ from app.errors import InputError
 from app.jobs import keys
 from app.jobs.claims import live_owner
 from app.jobs.records import last_step, read_plan
+from app.quantities import size_in_words
 from app.storage import Store
 
 
@@ -17,12 +18,19 @@ def list_store(store: Store, run_id: str | None) -> Iterator[str]:
     Raises:
         InputError: there is no such run.
     """
-    there = set(store.list())
+    sizes = store.sizes()
+    there = set(sizes)
+
+    def size(folder: str) -> str:
+        return size_in_words(sum(count for key, count in sizes.items() if key.startswith(f"{folder}/")))
+
     runs = keys.run_ids(there)
     if run_id is not None and run_id not in runs:
         raise InputError(f"--run-id {run_id}: {store.uri} has no such run; it has {', '.join(runs) or 'none'}")
     if run_id is None:
-        yield from sorted(key for key in there if key.startswith((f"{keys.DATA}/", f"{keys.PHANTOMS}/")))
+        for key in sizes:
+            if key.startswith((f"{keys.DATA}/", f"{keys.PHANTOMS}/")):
+                yield f"{key}  {size_in_words(sizes[key])}"
     for name in runs if run_id is None else [run_id]:
         planned = planned_jobs(store, name) if keys.experiment(name) in there else None
         others = sorted(keys.begun(name, there).difference(planned or []))
@@ -31,11 +39,13 @@ def list_store(store: Store, run_id: str | None) -> Iterator[str]:
         beside = "" if planned is None or not others else f", {len(others)} beside the plan"
         reported = ", with a report" if keys.report(name) in there else ""
         unplanned = " (no plan)" if planned is None else ""
-        yield f"{keys.run(name)}: {done} of {len(counted)} jobs done{beside}{unplanned}{reported}"
+        root = keys.run(name)
+        yield f"{root}: {done} of {len(counted)} jobs done{beside}{unplanned}{reported}, {size(root)}"
         if run_id is not None:
             for job in [*(planned or []), *others]:
-                state, detail = _state(store, f"{keys.run(name)}/{job}", there)
-                yield f"  {state:<8} {job}{detail}"
+                state, detail = _state(store, f"{root}/{job}", there)
+                stored = f"  {size(f'{root}/{job}')}" if state == "done" else ""
+                yield f"  {state:<8} {job}{detail}{stored}"
 
 
 def planned_jobs(store: Store, run_id: str) -> list[str]:

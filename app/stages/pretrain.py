@@ -156,7 +156,7 @@ def result(
     config = run.config
     metadata = describe(
         config,
-        synthetic=data.synthetic,
+        data.synthetic,
         method=method,
         seed=str(seed),
         pretraining_data=f"{data.title}, {len(data)} images",

@@ -14,8 +14,8 @@ from torch import Tensor
 from app.data.files import file_error
 from app.errors import InputError, StorageError, UsageError
 from app.jobs import keys
-from app.jobs.checkpoint import parse_weights
-from app.jobs.records import read_record, read_verified
+from app.jobs.checkpoint import dump_weights, parse_weights
+from app.jobs.records import Pointer, read_record, read_verified
 from app.jobs.run import Run
 from app.machine import path_of
 from app.runtime import Progress
@@ -37,12 +37,14 @@ class Weights:
         source: where they are from, for messages.
         read: gives the plain ResNet state dict, which a job that is done already never asks for; None leaves
             the encoder as it was drawn.
+        stored: the object of the store that holds them; None if they are from elsewhere.
     """
 
     name: str
     identity: dict[str, str]
     source: str
     read: Callable[[], State] | None
+    stored: Pointer | None = None
 
     def load_into(self, encoder: Encoder) -> None:
         """Load the weights into ``encoder``, strictly.
@@ -55,7 +57,7 @@ class Weights:
             encoder.load_plain_state(self.read(), source=self.source)
 
 
-def describe(config: Config, *, synthetic: bool, **own: str) -> dict[str, str]:
+def describe(config: Config, synthetic: bool, /, **own: str) -> dict[str, str]:
     """Say in a weights file what it takes to use it without this package: the metadata of the safetensors.
 
     Args:
@@ -74,6 +76,24 @@ def describe(config: Config, *, synthetic: bool, **own: str) -> dict[str, str]:
         "synthetic": str(synthetic).lower(),
         "intended_use": "research; not for clinical use",
     }
+
+
+def keep_encoder(run: Run, weights: Weights, encoder: Encoder, **about: str) -> Pointer:
+    """Say where the store holds a frozen encoder; one that is not there yet is put there, once for all its heads.
+
+    Args:
+        run: the run.
+        weights: what the encoder was initialised with.
+        encoder: the encoder.
+        **about: what else there is to say of it.
+    """
+    if weights.stored is not None:
+        return weights.stored
+    data = dump_weights(encoder.plain_state(), describe(run.config, False, init=weights.name, **about))
+    key = keys.encoder(run.run_id, weights.name, sha256(data))
+    if not run.store.exists(key):
+        run.store.write(key, data)
+    return Pointer(key=key, size=len(data), sha256=sha256(data))
 
 
 def initial_weights(run: Run, init: str) -> Weights:
@@ -178,7 +198,8 @@ def _pretrained(run: Run, job: keys.Pretraining) -> Weights:
         data = read_verified(run.store, key, record["files"][keys.ENCODER])
         return parse_weights(data, source=f"{run.store.uri}/{key}")[0]
 
-    return Weights(name, {"name": name, "identity": record["identity"]}, key, read)
+    stored = Pointer(key=key, **record["files"][keys.ENCODER])
+    return Weights(name, {"name": name, "identity": record["identity"]}, key, read, stored)
 
 
 def _read(store: Store, uri: str) -> tuple[State, dict[str, str], str]:

@@ -152,6 +152,9 @@ class Store(Protocol):
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys that start with the folder ``prefix``, sorted."""
 
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Return the size in bytes of each object whose key starts with the folder ``prefix``, sorted by key."""
+
     def delete(self, key: str) -> None:
         """Remove the object under ``key``; no error if it is not there."""
 

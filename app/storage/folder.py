@@ -97,14 +97,22 @@ class FolderStore:
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys that start with the folder ``prefix``, sorted."""
+        yield from self.sizes(prefix)
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Return the size in bytes of each object whose key starts with the folder ``prefix``, sorted by key."""
         start = self._path(prefix) if prefix else self.root
 
-        def operation() -> list[str]:
+        def operation() -> dict[str, int]:
+            found = {}
             with _explained(start):
-                found = [p for p in start.rglob("*") if p.is_file() and not p.name.startswith(TEMPORARY)]
-            return sorted(p.relative_to(self.root).as_posix() for p in found)
+                for path in start.rglob("*"):
+                    if not path.name.startswith(TEMPORARY) and path.is_file():
+                        with contextlib.suppress(FileNotFoundError):  # removed since
+                            found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+            return dict(sorted(found.items()))
 
-        yield from self.patience.retry(operation)
+        return self.patience.retry(operation)
 
     def delete(self, key: str) -> None:
         """Remove the object under ``key``; no error if it is not there."""

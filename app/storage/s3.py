@@ -124,17 +124,21 @@ class S3Store:
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys that start with the folder ``prefix``, sorted."""
+        yield from self.sizes(prefix)
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Return the size in bytes of each object whose key starts with the folder ``prefix``, sorted by key."""
         start = self.prefix + (f"{check_key(prefix)}/" if prefix else "")
-        found: list[str] = []
+        found: dict[str, int] = {}
         token: dict[str, str] = {}
         while True:
             page = self._page(start, token)
-            found += [entry["Key"] for entry in page.get("Contents", [])]
+            found |= {entry["Key"]: int(entry.get("Size", 0)) for entry in page.get("Contents", [])}
             if not page.get("IsTruncated"):
                 break
             token = {"ContinuationToken": page["NextContinuationToken"]}
         # Consoles mark a "folder" by an empty object whose key ends in a slash: not one of ours.
-        yield from sorted(key[len(self.prefix) :] for key in found if not key.endswith("/"))
+        return {key[len(self.prefix) :]: found[key] for key in sorted(found) if not key.endswith("/")}
 
     def delete(self, key: str) -> None:
         """Remove the object under ``key``; no error if it is not there."""

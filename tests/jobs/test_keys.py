@@ -15,8 +15,8 @@ from app.storage import check_key
 
 ROOT = Path(__file__).resolve().parents[2]
 SPELLED = re.compile(
-    r"^runs/|^(data|phantoms|samples|report|pretrain|downstream|checkpoints|draws|workflows)/"
-    r"|\b(record|latest|claim|experiment|status)\.json|(encoder|model)\.safetensors|curves\.jsonl|predictions\.csv"
+    r"^runs/|^(data|phantoms|samples|report|encoders|pretrain|downstream|checkpoints|draws|workflows)/"
+    r"|\b(record|latest|claim|experiment|status)\.json|(encoder|model|head)\.safetensors|curves\.jsonl|predictions\.csv"
     r"|_test_labels|-s$|^/s$|^-s"
 )
 
@@ -110,3 +110,24 @@ def test_the_stores_copy_has_a_name_that_is_found_in_a_folder_too(tmp_path):
         name = keys.dataset("breastmnist", size).rpartition("/")[2]
         (tmp_path / name).touch()
         assert find_file("breastmnist", size, [tmp_path]) == tmp_path / name
+
+
+@pytest.mark.parametrize("store", [None, "runs", ".", "/", "/a b/c", "s3://bucket", "s3://bucket/nih/x", "file:///a"])
+@pytest.mark.parametrize("job", ["pretrain/byol-s0", "downstream/d/byol-s0/finetune/s0"])
+@pytest.mark.parametrize("end", ["", "/", "/model.safetensors", "/record.json"])
+def test_where_a_job_is_splits_into_its_store_and_its_folder(store, job, end):
+    before = "" if store is None else store if store.endswith("/") else f"{store}/"
+    assert keys.job_at(f"{before}runs/r.1/{job}{end}") == (store, f"runs/r.1/{job}")
+
+
+def test_options_of_a_store_stay_with_it():
+    uri = "s3://bucket/x/runs/r/pretrain/byol-s0?endpoint=http://host:1&path_style=true"
+    assert keys.job_at(uri) == ("s3://bucket/x?endpoint=http://host:1&path_style=true", "runs/r/pretrain/byol-s0")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["", "model.safetensors", "runs/r", "runs/r/pretrain", "runs/r/downstream/d/byol-s0", "runs/r/report/index.html"],
+)
+def test_what_names_no_job_is_none(uri):
+    assert keys.job_at(uri) is None

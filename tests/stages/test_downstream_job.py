@@ -23,9 +23,9 @@ from app.jobs import keys
 from app.jobs.checkpoint import load_checkpoint
 from app.jobs.job import Job
 from app.jobs.run import Run, load_labelled
+from app.models.trained import load_trained
 from app.science import finetuning
 from app.science.finetuning import Labelled, predict, probabilities
-from app.science.networks import Classifier, Encoder
 from app.stages import downstream
 from app.stages import run as study
 from app.stages.plan import plan as planned
@@ -37,6 +37,7 @@ SETTINGS = [
     "data.subset=24", "data.phantoms=never", "runtime.threads=1", "runtime.device=cpu", "runtime.grace_seconds=300",
     "protocols.finetune.epochs=2", "protocols.finetune.batch_size=8", "protocols.linear_probe.epochs=3",
     "protocols.linear_probe.batch_size=8", "protocols.few_shot.k=4", "protocols.few_shot.draws=3",
+    "runtime.keep_models=all",
 ]  # fmt: skip
 
 
@@ -63,10 +64,10 @@ def train(run: Run, protocol: Any) -> dict[str, Any]:
 
 def outcome(run: Run, record: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[str]]:
     """The model's tensors, what the record says of the science, and the files."""
-    folder = Path(run.store.uri) / "runs/r/downstream" / record["key"]
     volatile = ("timings", "finished", "files", "environment")
     files = [f"{name} {entry['sha256']}" for name, entry in sorted(record["files"].items()) if name.endswith(".csv")]
-    return load_file(folder / "model.safetensors"), {k: v for k, v in record.items() if k not in volatile}, files
+    classifier = load_trained(run.store, f"runs/r/downstream/{record['key']}").classifier
+    return classifier.plain_state(), {k: v for k, v in record.items() if k not in volatile}, files
 
 
 @pytest.mark.parametrize(
@@ -141,12 +142,11 @@ def test_a_frozen_encoder_sees_every_set_once(make_run, monkeypatch, protocol):
     record = train(run, protocol)
     draws, few = len(record["draws"]), 2 * run.config.protocols.few_shot_frozen.k
     assert sorted(seen) == sorted([16, 16, *([few] * draws if draws else [24])])
-    # and these are the scores of the saved model, run anew
-    classifier = Classifier(Encoder("resnet18", "stock"), 1)
+    # and these are the scores of the saved head on the encoder that it names, run anew
     folder = Path(run.store.uri) / "runs/r/downstream" / record["key"]
-    weights = load_file(folder / "model.safetensors")
-    classifier.head.load_state_dict({"weight": weights.pop("fc.weight"), "bias": weights.pop("fc.bias")})
-    classifier.encoder.load_plain_state(weights, source="")
+    assert sorted(name for name in record["files"] if name.endswith("safetensors")) == ["head.safetensors"]
+    assert load_file(folder / "head.safetensors").keys() == {"fc.weight", "fc.bias"}
+    classifier = load_trained(run.store, f"runs/r/downstream/{record['key']}").classifier
     test = load_labelled(run, "breastmnist").test
     scores = probabilities(predict(classifier, Labelled.of(test.images, test.labels, "cpu")), "binary-class")
     saved = [[float(cell) for cell in line.split(",")[1:]] for line in (folder / "predictions.csv").open()]

@@ -40,11 +40,12 @@ def test_a_store_lists_its_data_and_every_run(store: FolderStore) -> None:
     for key in ("data/b_28.npz", "phantoms/c_28.npz", "workflows/w.json", "runs/alone/pretrain/byol-s0/record.json"):
         store.write(key, b"{}")
     store.write("runs/planned/report/index.html", b"")
+    size = len(store.read("runs/planned/experiment.json"))
     assert lines(store) == [
-        "data/b_28.npz",
-        "phantoms/c_28.npz",
-        "runs/alone: 1 of 1 jobs done (no plan)",
-        "runs/planned: 0 of 3 jobs done, with a report",
+        "data/b_28.npz  2 B",
+        "phantoms/c_28.npz  2 B",
+        "runs/alone: 1 of 1 jobs done (no plan), 2 B",
+        f"runs/planned: 0 of 3 jobs done, with a report, {size} B",
     ]
 
 
@@ -52,17 +53,18 @@ def test_a_run_lists_its_jobs_in_the_plans_order_then_others(store: FolderStore)
     plan(store, "r")
     store.write("runs/r/downstream/d/random/finetune/s0/record.json", b"{}")
     store.write("runs/r/downstream/d/ckpt-1/finetune/s0/record.json", b"{}")
+    store.write("runs/r/downstream/d/ckpt-1/finetune/s0/model.safetensors", bytes(44_700_000))
     save_checkpoint(store, "runs/r/pretrain/byol-s1", 7, {"w": torch.ones(1)}, keep=1)
     with claimed(
         store, "runs/r/pretrain/byol_plus-s0", done=lambda: False, stopped=lambda: False, warn=print, seconds=30, wait=0
     ):
         said = lines(store, "r")
-    assert said[:5] == [
-        "runs/r: 1 of 3 jobs done, 2 beside the plan",
+    assert said[0].startswith("runs/r: 1 of 3 jobs done, 2 beside the plan, 45 MB")
+    assert said[1:5] == [
         "  missing  pretrain/byol-s0",
         "  begun    pretrain/byol-s1  (step 7 saved)",
-        "  done     downstream/d/random/finetune/s0",
-        "  done     downstream/d/ckpt-1/finetune/s0",
+        "  done     downstream/d/random/finetune/s0  2 B",
+        "  done     downstream/d/ckpt-1/finetune/s0  45 MB",
     ]
     assert said[5].startswith("  running  pretrain/byol_plus-s0  by ")
 

@@ -59,6 +59,8 @@ def test_list_is_sorted_and_by_folder(store: Store) -> None:
     assert list(store.list()) == ["data/d", "runs/a/c/z", "runs/a/y", "runs/ab/x"]
     assert list(store.list("runs/a")) == ["runs/a/c/z", "runs/a/y"]
     assert list(store.list("runs/none")) == []
+    store.write("runs/a/c/z", b"12345")
+    assert store.sizes("runs/a") == {"runs/a/c/z": 5, "runs/a/y": 1}
     store.delete("runs/a/y")
     assert list(store.list("runs/a")) == ["runs/a/c/z"]
 

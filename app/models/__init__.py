@@ -1,0 +1,1 @@
+"""What a study has trained, taken away: predictions, features, exports."""
