@@ -13,12 +13,12 @@ import numpy as np
 from app.data.catalog import licence_of, modality_of, title_of
 from app.data.datasets import SPLITS, image_shape, read_images
 from app.data.files import MMAP_ABOVE, Images, atomic_write, cached_images, digest_of, open_cache, open_npz
-from app.data.reading import Reading, Squares, find_images
+from app.data.reading import Counted, Reading, ReadOptions, Squares, find_images, uncounted
 from app.data.subsets import uniform_subset
 from app.errors import AppError, InputError, StorageError, UsageError
 from app.machine import as_text
 
-RULES = 3  # of reading images: a cache of others is not used
+RULES = 4  # of reading images: what others made of the same files are other images
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,8 @@ class Unlabelled:
     """Images without labels. ``images``: uint8 (N, H, W) or (N, H, W, 3), possibly memory-mapped.
 
     ``split`` is "all", or "train" where only the training images of a split file were taken. ``sha256`` is
-    that of the file's bytes; for a folder, that of the sorted list of its files' names and SHA-256. ``reading`` says
+    that of the file's bytes; for a folder, that of the sorted list of its files' names and SHA-256, and of how they are
+    read. ``reading`` says
     what was done with a folder's files.
     """
 
@@ -74,13 +75,15 @@ def load_unlabelled(
     seed: int = 0,
     cache: Path | None = None,
     mmap_above: int = MMAP_ABOVE,
+    options: ReadOptions | None = None,
+    progress: Counted = uncounted,
 ) -> Unlabelled:
     """Load the images of ``path`` for pretraining.
 
     ``path`` is an .npz with an array ``images``; or an .npz in MedMNIST's layout, whose train, val and test
     images are joined in this order (``split="train"`` takes the first only); or a folder, whose image files are
-    read as ``reading.find_images`` and ``reading.Squares`` say. ``subset`` keeps that many, drawn uniformly with
-    ``seed``.
+    read as ``reading.find_images`` and ``reading.Squares`` say, with ``options``; ``progress`` is told how many of how
+    many are done. ``subset`` keeps that many, drawn uniformly with ``seed``.
 
     With ``cache``, .npz images of more than ``mmap_above`` bytes and all folders, whose decoding is slow, are
     kept there as .npy and memory-mapped. Raises InputError for missing, damaged or ill-shaped input.
@@ -89,7 +92,7 @@ def load_unlabelled(
     if split not in ("all", "train"):
         raise UsageError(f"unknown pretraining split '{split}'; choose all or train")
     if path.is_dir():
-        loaded = _load_folder(name, path, size, cache)
+        loaded = _load_folder(name, path, size, cache, options or ReadOptions(), progress)
     else:
         loaded = _load_npz(name, path, size, split, cache, mmap_above)
     if subset is None:
@@ -117,18 +120,20 @@ def _load_npz(name: str, path: Path, size: int, split: str, cache: Path | None, 
     return _unlabelled(name, path, images, sha256, size, split, synthetic)
 
 
-def _load_folder(name: str, path: Path, size: int, cache: Path | None) -> Unlabelled:
+def _load_folder(
+    name: str, path: Path, size: int, cache: Path | None, options: ReadOptions, progress: Counted
+) -> Unlabelled:
     found = find_images(path)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{RULES} {options.fit} {options.frame}\n".encode())
     for file in found.files:
         digest.update(_digest(file).encode() + b"  " + os.fsencode(file.relative_to(path).as_posix()) + b"\n")
     sha256 = digest.hexdigest()
-    key = f"{sha256}-{size}-{RULES}"
+    key = f"{sha256}-{size}"
     if cache is not None and (kept := _kept(cache, key)) is not None:
         images, reading = kept
         reading.left_out = found.left_out
         return _unlabelled(name, path, images, sha256, size, "all", False, reading)
-    squares = Squares(path, found, size)
+    squares = Squares(path, found, size, options, progress)
     mapped = None
     if cache is not None and not squares.refused:
         mapped = cached_images(cache, key, squares.shape, lambda: (square.tobytes() for square in squares))

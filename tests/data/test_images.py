@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from app.data import load_unlabelled
-from app.data.reading import Unreadable, find_images, instruments, read_raster, read_squares
+from app.data.reading import ReadOptions, Unreadable, find_images, instruments, read_raster, read_squares
 from app.errors import InputError
 
 RNG = np.random.default_rng(3)
@@ -56,8 +56,8 @@ def raw_tiff(pixels: np.ndarray, photometric: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 8) + folder + struct.pack("<HHH", bits, bits, bits) + data
 
 
-def load(folder: Path):
-    return load_unlabelled("scans", path=folder)
+def load(folder: Path, **options):
+    return load_unlabelled("scans", path=folder, options=ReadOptions(**options))
 
 
 def fill(folder: Path, count: int = 4) -> Path:
@@ -106,17 +106,17 @@ class TestWhatIsRead:
 
     def test_other_files_are_counted_by_kind(self, tmp_path) -> None:
         fill(tmp_path)
-        for name in ("a.dcm", "b.dcm", "c.nii", "IM0001", "labels.csv", "readme.txt"):
+        for name in ("a.mha", "b.mha", "c.nii", "IM0001", "labels.csv", "readme.txt"):
             (tmp_path / name).write_bytes(b"x")
         line = load(tmp_path).reading.line()
-        assert "4 images read (4 png); 4 left out: 2 of kind .dcm, 1 of kind unknown" in line.replace("IM0001", "")
+        assert "4 images read (4 png); 4 left out: 2 of kind .mha, 1 of kind unknown" in line.replace("IM0001", "")
         assert "csv" not in line
 
     def test_a_folder_that_is_next_to_all_of_another_kind_is_refused(self, tmp_path) -> None:
         fill(tmp_path, 2)
         for i in range(18):
-            (tmp_path / f"{i}.dcm").write_bytes(b"x")
-        with pytest.raises(InputError, match=r"holds 2 images that can be read .*18 left out: 18 of kind \.dcm"):
+            (tmp_path / f"{i}.mha").write_bytes(b"x")
+        with pytest.raises(InputError, match=r"holds 2 images that can be read .*18 left out: 18 of kind \.mha"):
             load(tmp_path)
 
     def test_names_are_bytes(self, tmp_path) -> None:
@@ -133,7 +133,7 @@ class TestWhatIsRead:
 
     def test_the_order_is_that_of_the_bytes_and_what_is_kept_is_told_again(self, tmp_path) -> None:
         fill(tmp_path / "scans")
-        (tmp_path / "scans/x.dcm").write_bytes(b"")
+        (tmp_path / "scans/x.mha").write_bytes(b"")
         cache = tmp_path / "cache"
         first = load_unlabelled("scans", path=tmp_path / "scans", cache=cache)
         again = load_unlabelled("scans", path=tmp_path / "scans", cache=cache)

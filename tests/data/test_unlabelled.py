@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from app.data import load_unlabelled, write_phantoms
+from app.data.reading import ReadOptions
 from app.errors import InputError, StorageError, UsageError
 
 RNG = np.random.default_rng(11)
@@ -179,7 +180,32 @@ class TestFolder:
         wide = np.zeros((28, 60), np.uint8)
         wide[:, 16:44] = PIXELS[0]
         Image.fromarray(wide).save(tmp_path / "a.png")
-        assert np.array_equal(load_unlabelled("mine", path=tmp_path).images, PIXELS[:1])
+        data = load_unlabelled("mine", path=tmp_path, options=ReadOptions(fit="crop"))
+        assert np.array_equal(data.images, PIXELS[:1])
+        assert "1 not square, cut" in data.reading.line()
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+    @pytest.mark.parametrize("colours", [False, True])
+    def test_a_wide_image_is_padded_with_black(self, tmp_path, dtype, colours):
+        if colours and dtype != np.uint8:
+            pytest.skip("there are no such files")
+        wide = np.full((30, 60), {np.uint8: 255, np.uint16: 65535, np.float32: -5}[dtype], dtype)
+        wide[:, 30:] = {np.uint8: 51, np.uint16: 51 * 257, np.float32: 5}[dtype]
+        Image.fromarray(np.stack([wide, wide // 2, wide], -1) if colours else wide).save(tmp_path / "a.tif")
+        [image] = load_unlabelled("mine", path=tmp_path).images
+        if colours:
+            image = image[:, :, 0]
+        left, right = (0, 255) if dtype == np.float32 else (255, 51)
+        assert (image[:7] == 0).all()
+        assert (image[21:] == 0).all()
+        assert (image[7:21, :11] == left).all()
+        assert (image[7:21, 17:] == right).all()
+
+    def test_how_images_are_read_is_part_of_what_they_are(self, folder, tmp_path):
+        ways = [ReadOptions(), ReadOptions(fit="crop"), ReadOptions(frame=2), ReadOptions(max_unreadable=0.5)]
+        sums = [load_unlabelled("mine", path=folder, options=way).sha256 for way in ways]
+        assert len(set(sums)) == 3
+        assert sums[0] == sums[3]
 
     def test_resize_is_antialiased(self, tmp_path):
         board = np.indices((280, 280)).sum(axis=0) % 2 * 255  # a plain subsampling would give 0 or 255
@@ -236,9 +262,9 @@ class TestFolder:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return real(path)
 
-        monkeypatch.setattr("app.data.reading.squares.MAX_UNREADABLE", 0.5)
         monkeypatch.setattr(Path, "read_bytes", refuse)
-        assert len(load_unlabelled("mine", path=folder, cache=cache)) == 2
+        half = ReadOptions(max_unreadable=0.5)
+        assert len(load_unlabelled("mine", path=folder, cache=cache, options=half)) == 2
         monkeypatch.undo()
         assert len(load_unlabelled("mine", path=folder, cache=cache)) == 3
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from app.data.files import Images, one_line
-from app.data.reading.raster import Raster, Unreadable, levels_of
+from app.data.reading.raster import Raster, ReadOptions, Unreadable, frame_of, levels_of
 
 GRAY = ("1", "L", "LA", "La")
 ORIENTATION = 0x0112  # EXIF's tag
@@ -27,23 +27,24 @@ LOSSY = {"JPEG": 3, "MPO": 3, "WEBP": 4, "JPEG2000": 3}
 PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS"}
 
 
-def read_by_pillow(data: bytes) -> Raster:
+def read_by_pillow(data: bytes, options: ReadOptions) -> Raster:
     """Read what Pillow reads; a PNG that it refuses for its metadata is read without them."""
     notes: tuple[str, ...] = ()
     try:
-        return _decode(data, notes)
+        return _decode(data, options, notes)
     except Unreadable:
         bare = _without_metadata(data)
         if bare is None or bare == data:
             raise
-        return _decode(bare, ("with broken or oversized metadata, which were left out",))
+        return _decode(bare, options, ("with broken or oversized metadata, which were left out",))
 
 
-def _decode(data: bytes, notes: tuple[str, ...]) -> Raster:
+def _decode(data: bytes, options: ReadOptions, notes: tuple[str, ...]) -> Raster:
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.format in ("TIFF", "GIF", "WEBP") and (count := getattr(image, "n_frames", 1)) > 1:
-                raise Unreadable(f"holds {count} pictures, save each as a file")
+                image.seek(frame := frame_of(count, options.frame))
+                notes = (*notes, f"frame {frame + 1} of several")
             raster = _raster(image, data)
             orientation = _orientation(image)  # after loading: Pillow turns a TIFF itself, and drops the tag
     except Image.DecompressionBombError as error:
@@ -56,7 +57,8 @@ def _decode(data: bytes, notes: tuple[str, ...]) -> Raster:
         raise
     except Exception as error:  # Pillow's plugins raise whatever they stumble upon in files that are not what they say
         raise Unreadable(f"damaged ({one_line(error)[:80]})") from error
-    return replace(raster, pixels=_turn(raster.pixels, orientation), notes=(*notes, *raster.notes))
+    turned = ("turned as their EXIF says",) if 2 <= orientation <= 8 else ()
+    return replace(raster, pixels=_turn(raster.pixels, orientation), notes=(*notes, *raster.notes, *turned))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -92,6 +94,7 @@ def _raster(image: Image.Image, data: bytes) -> Raster:
         scaled = _is_scaled(image)  # asked first: what is loaded has no tiles
         levels = np.asarray(image).astype(np.float32 if image.mode != "I" else np.float64)
         raster = levels_of(levels, whole=image.mode != "F", significant=16 if scaled else _significant_bits(data))
+        raster = replace(raster, depth=32 if image.mode in ("I", "F") else 16)
         if getattr(image, "tag_v2", {}).get(262) != 0:
             return raster
         return replace(raster, inverted=True, notes=(*raster.notes, "with white as 0, inverted"))
@@ -99,12 +102,14 @@ def _raster(image: Image.Image, data: bytes) -> Raster:
     deep = max(getattr(image, "tag_v2", {}).get(258, (8,))) > 8 if header is None else header[0] > 8
     if deep and np.asarray(image.convert("RGB")).max(initial=0) < 64:
         raise Unreadable("colours that do not fill their 16 bits, of which the upper 8 alone can be read: save 8 bits")
+    depth = 16 if deep else 1 if image.mode == "1" else 8
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        return _laid_on_black(image)
+        return replace(_laid_on_black(image), depth=depth)
     pixels = _plain(image)
     if pixels.ndim == 3 and image.format in LOSSY and int(np.ptp(pixels, axis=2).max()) <= LOSSY[image.format]:
         pixels = np.asarray(image.convert("L"))
-    return Raster(pixels)
+    notes = ("of CMYK colours",) if image.mode == "CMYK" else ("of 1 bit",) if depth == 1 else ()
+    return Raster(pixels, notes=notes, depth=depth)
 
 
 def _plain(image: Image.Image) -> Images:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,28 @@ from numpy.typing import NDArray
 
 class Unreadable(Exception):
     """An image cannot be read, or is over a limit; the text says why."""
+
+
+class NoImage(Unreadable):
+    """A file is whole, and of a kind that is read, but holds no picture: a DICOM report, a plan, a directory."""
+
+
+Fit = Literal["pad", "crop"]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a user decides of reading images.
+
+    Attributes:
+        fit: what becomes of images that are not square: ``pad`` adds black at two sides, ``crop`` takes the centre.
+        frame: which frame of files that hold several, counted from 1; None refuses them.
+        max_unreadable: share of the images that may be unreadable, 0 to 1.
+    """
+
+    fit: Fit = "pad"
+    frame: int | None = None
+    max_unreadable: float = 0.01
 
 
 # Ranges of levels that fill no number of bits, from the narrowest on.
@@ -42,6 +64,27 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What is known of an image that was read, beside its pixels.
+
+    Attributes:
+        name: its file, relative to the folder.
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+        depth: bits of a sample in the file.
+        channels: 1, or 3 for colours.
+        patient: a digest of whose image it is, where the file says so; never to be written anywhere.
+    """
+
+    name: str
+    width: int
+    height: int
+    depth: int
+    channels: int
+    patient: str | None
+
+
+@dataclass(frozen=True)
 class Raster:
     """Pixels as a reader gives them.
 
@@ -52,6 +95,8 @@ class Raster:
         span: of levels that fill no number of bits: fractions, or such as go below 0.
         inverted: white is 0, as in some TIFF files.
         notes: what was done to them, in words that are counted.
+        depth: bits of a sample in the file.
+        patient: a digest of whose image it is, to tell patients apart; never to be written anywhere.
     """
 
     pixels: NDArray[Any]
@@ -60,6 +105,21 @@ class Raster:
     span: Span | None = None
     inverted: bool = False
     notes: tuple[str, ...] = ()
+    depth: int = 8
+    patient: str | None = None
+
+
+def frame_of(count: int, frame: int | None) -> int:
+    """Return which of ``count`` frames to read, counted from 0.
+
+    Raises:
+        Unreadable: there are several and none was chosen, or there is no such frame.
+    """
+    if frame is None and count > 1:
+        raise Unreadable(f"holds {count} pictures, save each as a file, or choose one by --frame")
+    if frame is not None and count > 1 and not 1 <= frame <= count:
+        raise Unreadable(f"holds {count} pictures, and none is number {frame}")
+    return 0 if frame is None or count == 1 else frame - 1
 
 
 def levels_of(values: NDArray[Any], *, whole: bool, significant: int | None = None) -> Raster:

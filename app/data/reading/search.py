@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.data.files import file_error
-from app.data.reading.readers import READERS
+from app.data.reading.readers import COMPANIONS, READERS, reader_of
 from app.errors import InputError
 
 # What programs hide beside images: previews, copies, waste baskets, folders of other systems.
 HIDDEN = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "thumbs.db",
           "desktop.ini", "ehthumbs.db"}  # fmt: skip
-# What lies beside images and is none: not worth a word.
-COMPANIONS = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".md", ".yaml", ".yml", ".html", ".pdf", ".log",
-              ".xlsx", ".xls", ".db", ".py", ".sh", ".sha256", ".md5", ".license"}  # fmt: skip
+INDEX = "dicomdir"  # the list of what a DICOM medium holds
 
 
 @dataclass
@@ -62,14 +60,9 @@ def one_image(file: Path) -> Path:
     """
     if not file.is_file():
         raise InputError(f"{file}: no such file or folder; check the path")
-    if not is_image(file):
+    if reader_of(file) is None:
         raise InputError(f"{file}: of a kind that is not read ({_kinds()}); convert it, or give a folder")
     return file
-
-
-def is_image(file: Path) -> bool:
-    """Whether the name of a file says that one of the readers reads it."""
-    return any(file.suffix.lower() in reader.suffixes for reader in READERS)
 
 
 def _kinds() -> str:
@@ -104,7 +97,9 @@ def _search(root: Path, folder: Path, found: Found, seen: set[tuple[int, int]]) 
             _search(root, path, found, seen)
         elif not stat.S_ISREG(mode):
             found.leave_out("no files", path)
-        elif is_image(path):
+        elif os.fsdecode(name).lower() == INDEX:
+            found.leave_out("indexes of DICOM media", path)
+        elif reader_of(path) is not None:
             found.files.append(path)
         elif suffix not in COMPANIONS:
             found.leave_out(f"of kind {suffix}" if suffix else "of kind unknown, without a suffix", path)
