@@ -14,6 +14,7 @@ from app.cluster.cli import cluster_app
 from app.cluster.parameters import check_parameters, read_parameters
 from app.errors import Interrupted, StorageError, UsageError
 from app.exits import exit_code
+from app.models.cli import models_app
 from app.options import Asked, Seed, StoreUri, example, one_of, takes_settings, with_home
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Get data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(models_app)
 app.add_typer(cluster_app)
 app.add_typer(bench_app, name="bench", epilog=example("bench --peers --json bench.json"))
 

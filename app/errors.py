@@ -26,6 +26,13 @@ class UsageError(AppError):
     exit_code = 2
 
 
+def missing_extra(what: str, library: str, extra: str) -> UsageError:
+    """Return the error of a command that needs a library of an optional extra."""
+    return UsageError(
+        f"{what}: {library} is not installed; pip install 'byol-med[{extra}]', or '.[{extra}]' in a clone"
+    )
+
+
 class InputError(AppError):
     """An input is missing, damaged, or of the wrong shape, dtype or architecture."""
 

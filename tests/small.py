@@ -25,7 +25,8 @@ class SmallResNet(nn.Module):
         self.fc = nn.Linear(32, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError("Encoder calls the parts")
+        x = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
+        return self.fc(torch.flatten(self.layer4(self.layer3(self.layer2(x))).mean((2, 3), keepdim=True), 1))
 
 
 def use(patch: Callable[[Any, str, Any], None]) -> None:

@@ -54,7 +54,7 @@ def errors(stderr: str) -> list[str]:
 def test_every_stage_has_help_with_an_example(call):
     code, out, _ = call("--help")
     assert code == 0
-    for stage in ("plan", "pretrain", "downstream", "report", "run", "views", "ls"):
+    for stage in ("plan", "pretrain", "downstream", "report", "run", "views", "ls", "predict", "embed", "export"):
         assert f" {stage} " in out
         code, text, _ = call(stage, "--help")
         assert code == 0

@@ -21,7 +21,7 @@ BELOW = {
     "report": GROUND | {"data", "science", "storage", "jobs"},
     "cluster": GROUND,
     "stages": GROUND | {"data", "science", "storage", "jobs", "report", "cluster"},
-    "models": GROUND | {"data", "science", "storage", "jobs"},
+    "models": GROUND | {"data", "science", "storage", "jobs", "report"},
     "bench": GROUND | {"data", "science", "storage", "jobs", "stages"},
     "cli": GROUND | {"data", "science", "storage", "jobs", "report", "cluster", "stages", "models", "bench"},
 }

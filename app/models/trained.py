@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -116,10 +115,9 @@ def load_encoder(store: Store, folder: str) -> tuple[Encoder, dict[str, str]]:
     return encoder.eval(), metadata
 
 
-def labels_of(metadata: dict[str, str]) -> dict[str, str]:
-    """Return the class names that a weights file tells; none if it tells none."""
-    names: dict[str, str] = json.loads(metadata.get("labels", "{}"))
-    return names
+def encoder_size(metadata: dict[str, str]) -> int:
+    """Height and width of the images that an encoder was trained on, in pixels."""
+    return int(metadata["input_size"])
 
 
 def _weights(store: Store, folder: str, record: DownstreamRecord) -> tuple[State, dict[str, str]]:

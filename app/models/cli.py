@@ -1,0 +1,154 @@
+"""The commands that take a trained model away: predict, embed, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.options import Asked, StoreUri, example, takes_settings
+
+models_app = typer.Typer()
+
+MODEL = "first/downstream/breastmnist/byol-s0/finetune/s0"
+Model = Annotated[
+    str, typer.Option("--model", help=f"A finished job, such as runs/{MODEL}; behind its store, or in --store.")
+]
+Source = Annotated[Path, typer.Argument(help="An image, a folder of images, or an .npz in MedMNIST's layout.")]
+Split = Annotated[str, typer.Option("--split", help="Which images of an .npz: train, val or test.")]
+DATA = ("sources", "data_root", "device", "threads")
+
+
+@models_app.command(epilog=example(f"predict --model runs/{MODEL} new/ --out new.csv"))
+@takes_settings(*DATA)
+def predict(
+    model: Model,
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="An image, a folder, or an .npz in MedMNIST's layout. [default: the study's test images]"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write .csv or .json. [default: CSV, printed]")] = None,
+    heatmaps: Annotated[
+        Path | None, typer.Option("--heatmaps", help="Folder for a picture of where each image shows its class.")
+    ] = None,
+    split: Split = "test",
+    store: StoreUri = "runs",
+    *,
+    asked: Asked,
+) -> None:
+    """Predict what is on images: probabilities, and a class at the threshold that validation data chose.
+
+    Where the images are the study's own test images, the predictions have to be the recorded ones, to 1e-4.
+    """
+    from app.models.heatmaps import draw_heatmaps
+    from app.models.inputs import read_pictures
+    from app.models.predict import (
+        check_own_test,
+        is_own_test,
+        own_data,
+        own_test_pictures,
+        predict_pictures,
+        predictions_csv,
+        write_predictions,
+        writer_for,
+    )
+    from app.models.trained import find_job, load_trained
+    from app.runtime import Progress, choose_device, prepare
+
+    if out is not None:
+        writer_for(out)
+    device = choose_device(asked.device or "auto")
+    prepare(device, asked.threads)
+    opened, folder = find_job(model, store)
+    trained = load_trained(opened, folder)
+    if source is None:
+        pictures = own_test_pictures(own_data(opened, trained, asked.sources or [], asked.data_root))
+    else:
+        pictures = read_pictures(source, size=trained.size, split=split)
+    prediction = predict_pictures(trained, pictures, device)
+    if is_own_test(trained, pictures):
+        check_own_test(opened, folder, prediction)
+    if out is None:
+        print(predictions_csv(prediction), end="")
+    else:
+        write_predictions(prediction, out)
+        print(out)
+    if heatmaps is not None:
+        count, layer = draw_heatmaps(prediction, heatmaps)
+        Progress("predict").say(f"{count} heat maps of {layer} in {heatmaps}")
+
+
+@models_app.command(epilog=example("embed --model runs/first/pretrain/byol-s0 scans/ --out features.npz"))
+@takes_settings("device", "threads")
+def embed(
+    model: Annotated[
+        str, typer.Option("--model", help="A pretraining, such as runs/RUN/pretrain/byol-s0, or a trained classifier.")
+    ],
+    source: Source,
+    out: Annotated[Path, typer.Option("--out", help="Write file names and features: .npz, .csv or .parquet.")],
+    neighbours: Annotated[
+        Path | None, typer.Option("--neighbours", help="An image, or a folder: show what is nearest to it.")
+    ] = None,
+    sheet: Annotated[Path, typer.Option("--sheet", help="PNG file for the neighbours.")] = Path("neighbours.png"),
+    count: Annotated[int, typer.Option("--count", min=1, help="Neighbours to show.")] = 8,
+    split: Split = "train",
+    store: StoreUri = "runs",
+    *,
+    asked: Asked,
+) -> None:
+    """Compute the features of images by an encoder; with --neighbours draw the images nearest to others.
+
+    Nearest is what has the largest cosine of its features with the query's.
+    """
+    from app.data.files import atomic_write
+    from app.models.embed import embed_pictures, neighbour_sheet, write_features, writer_for
+    from app.models.inputs import read_pictures
+    from app.models.trained import encoder_size, find_job, load_encoder
+    from app.runtime import choose_device, prepare
+
+    writer_for(out)
+    device = choose_device(asked.device or "auto")
+    prepare(device, asked.threads)
+    opened, folder = find_job(model, store)
+    encoder, metadata = load_encoder(opened, folder)
+    size = encoder_size(metadata)
+    name = f"{opened.uri}/{folder}"
+    found = embed_pictures(encoder, read_pictures(source, size=size, split=split), model=name, device=device)
+    write_features(found, out)
+    print(out)
+    if neighbours is not None:
+        queries = embed_pictures(encoder, read_pictures(neighbours, size=size), model=name, device=device)
+        with atomic_write(sheet) as file:
+            file.write(neighbour_sheet(queries, found, count))
+        print(sheet)
+
+
+@models_app.command(epilog=example(f"export --model runs/{MODEL} exported/"))
+@takes_settings("sources", "data_root", "threads")
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    store: StoreUri = "runs",
+    *,
+    asked: Asked,
+) -> None:
+    """Write a trained model as ONNX, safetensors, preprocessing and a model card, for use without this package.
+
+    onnxruntime has to give the recorded predictions of the study's test images, to 1e-4; else nothing is written.
+    """
+    from app.models.export import FILES, need_onnx
+    from app.models.export import export as write
+    from app.models.predict import own_data
+    from app.models.trained import find_job, load_trained
+    from app.runtime import Progress, prepare
+
+    need_onnx()
+    prepare("cpu", asked.threads)
+    opened, folder = find_job(model, store)
+    trained = load_trained(opened, folder)
+    data = own_data(opened, trained, asked.sources or [], asked.data_root)
+    off = write(opened, folder, trained, data, out)
+    Progress("export").say(f"onnxruntime: {len(data.test)} predictions within {off:.1g} of the recorded ones")
+    for name in FILES:
+        print(out / name)
