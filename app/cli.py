@@ -12,7 +12,8 @@ import typer
 from app.bench.cli import bench_app
 from app.cluster.cli import cluster_app
 from app.cluster.parameters import check_parameters, read_parameters
-from app.errors import Interrupted, StorageError, UsageError
+from app.data_cli import data_app
+from app.errors import Interrupted, StorageError
 from app.exits import exit_code
 from app.models.cli import models_app
 from app.options import Asked, Seed, StoreUri, example, one_of, takes_settings, with_home
@@ -30,7 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Get data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(models_app)
 app.add_typer(cluster_app)
@@ -45,7 +45,6 @@ StrictOverlap = Annotated[bool, typer.Option("--strict-overlap", help="Refuse to
 Parameters = Annotated[str | None, typer.Option("--parameters", help="Parameters of the workflow to check, as JSON.")]
 Limits = Annotated[Path | None, typer.Option("--limits", help="Folder with the cluster's locks, to check them by.")]
 MethodName = Annotated[str, typer.Option("--method", help="byol or byol_plus.")]
-Size = Annotated[int, typer.Option("--size", help="28, 64, 128 or 224 pixels.")]
 
 
 @app.command(epilog=example("plan --preset smoke --store runs --data-root ~/.medmnist"))
@@ -276,54 +275,6 @@ def ls(store: StoreUri = "runs", run_id: OptionalRunId = None) -> None:
 
     for line in list_store(_store(store), run_id):
         print(line)
-
-
-@data_app.command(epilog=example("data fetch --dataset breastmnist,pneumoniamnist --data-root ~/.medmnist"))
-@takes_settings("preset", "overrides", "data_root")
-def fetch(
-    dataset: Annotated[str, typer.Option("--dataset", help="MedMNIST names, separated by commas.")] = "",
-    size: Size = 28,
-    store: Annotated[str | None, typer.Option("--store", help="Put the files into the data/ of this store.")] = None,
-    mirror: Annotated[str | None, typer.Option("--mirror", help="Folder or base URL to take the files from.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Download nothing: only verify what is there.")] = False,
-    parameters: Parameters = None,
-    limits: Limits = None,
-    *,
-    asked: Asked,
-) -> None:
-    """Download MedMNIST files, verify their MD5, and put them into a folder or the store.
-
-    The folder is --data-root. With --preset, all that its study needs goes into --store.
-    """
-    from app.stages.fetch import fetch as fetch_files
-    from app.stages.fetch import fetch_study
-
-    if parameters is not None:
-        check_parameters(read_parameters(parameters), limits)
-    names = [name.strip() for name in dataset.split(",") if name.strip()]
-    target = _store(store) if store else None
-    if asked.preset is not None and target is not None:
-        chosen = [f"study.datasets=[{dataset}]"] if names else []
-        for line in fetch_study(target, asked.config(chosen), mirror=mirror or None, offline=offline):
-            print(line)
-        return
-    if not names or asked.preset is not None:
-        raise UsageError("data fetch: give --dataset NAMES, or --preset NAME and --store URI")
-    for line in fetch_files(names, size=size, store=target, root=asked.data_root, mirror=mirror, offline=offline):
-        print(line)
-
-
-@data_app.command(epilog=example("data phantoms --data-root phantoms"))
-def phantoms(
-    data_root: Annotated[Path, typer.Option("--data-root", help="Put the files into this folder.")],
-    size: Size = 28,
-    seed: Seed = 0,
-) -> None:
-    """Draw synthetic data sets in MedMNIST's layout, for trying things out."""
-    from app.data import write_phantoms
-
-    for path in write_phantoms(data_root, seed=seed, size=size):
-        print(path)
 
 
 def _store(uri: str) -> Store:

@@ -23,10 +23,10 @@ from app.machine import as_text
 from app.settings import Config
 
 
-def default_runtime() -> dict[str, Any]:
-    """Return the runtime settings of the recommended preset, as plain values."""
-    runtime: dict[str, Any] = _load_preset("recommended")["runtime"]
-    return runtime
+def default_section(name: str) -> dict[str, Any]:
+    """Return a section of the recommended preset, as plain values."""
+    section: dict[str, Any] = _load_preset("recommended")[name]
+    return section
 
 
 def presets() -> list[str]:

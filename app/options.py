@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
@@ -30,8 +32,24 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="section.key=value; may be repeated, or hold several lines.")
 ]
 Sources = Annotated[list[str] | None, typer.Option("--data", help="Own data, name=URI[:task]; may be repeated.")]
+Unlabelled = Annotated[
+    str | None, typer.Option("--unlabelled", help="Own images to pretrain on: a folder, or an .npz.")
+]
+Labelled = Annotated[
+    list[str] | None, typer.Option("--labelled", help="Own labelled set, FILE.npz[:task]; may be repeated.")
+]
+OwnSize = Annotated[int | None, typer.Option("--size", help="28, 64, 128 or 224 pixels. [default: preset's]")]
 DataRoot = Annotated[str | None, typer.Option("--data-root", help="Folder to look for data sets in first.")]
 Weights = Annotated[str | None, typer.Option("--imagenet-weights", help="File of ImageNet weights, not a download.")]
+Size = Annotated[int, typer.Option("--size", help="28, 64, 128 or 224 pixels.")]
+Fitting = Annotated[str, typer.Option("--fit", help="Images that are not square: pad with black, or crop the centre.")]
+Frame = Annotated[
+    int | None, typer.Option("--frame", min=1, help="Of files with several frames, read this; 1 is first.")
+]
+MaxUnreadable = Annotated[
+    float, typer.Option("--max-unreadable", min=0, max=100, help="Per cent of the images that may be unreadable.")
+]
+Anonymise = Annotated[bool, typer.Option("--anonymise", help="Hash the names of files, number patients.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda; cuda never falls back.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", parser=threads, metavar="CPUS", help="CPU threads. [default: all cores]")
@@ -45,6 +63,9 @@ class Asked:
     preset: Preset = None
     overrides: Overrides = None
     sources: Sources = None
+    unlabelled: Unlabelled = None
+    labelled: Labelled = None
+    size: OwnSize = None
     data_root: DataRoot = None
     weights: Weights = None
     device: Device = None
@@ -55,6 +76,19 @@ class Asked:
         """Single overrides: a workflow has one parameter for all of them, a line each."""
         return [line.strip() for text in self.overrides or [] for line in text.splitlines() if line.strip()]
 
+    def own(self) -> tuple[list[str], list[str]]:
+        """Return what ``--unlabelled``, ``--labelled`` and ``--size`` say in the words of ``--data`` and of ``--set``.
+
+        The monitor reads the first labelled set, since it is what the encoder is for.
+        """
+        sources: dict[str, str] = {}
+        pretrain = _named(self.unlabelled, sources) if self.unlabelled else None
+        labelled = [_named(source, sources) for source in self.labelled or []]
+        lines = [f"data.pretrain={pretrain}"] if pretrain else []
+        lines += [f"study.datasets=[{','.join(labelled)}]", f"data.monitor={labelled[0]}"] if labelled else []
+        lines += [f"data.size={self.size}"] if self.size is not None else []
+        return [f"{name}={source}" for name, source in sources.items()], lines
+
     def config(self, more: Sequence[str] = (), *, base: Mapping[str, Any] | None = None) -> Config:
         """Build the settings: from ``base``, those of a run that is planned, unless a preset is named.
 
@@ -64,11 +98,12 @@ class Asked:
         """
         from app.config import load_config
 
+        own_sources, own_lines = self.own()
         return load_config(
             self.preset or "recommended",
-            [*self.lines, *more],
+            [*own_lines, *self.lines, *more],
             base=None if self.preset else base,
-            sources=self.sources or [],
+            sources=[*own_sources, *(self.sources or [])],
             data_root=self.data_root,
             imagenet_weights=self.weights or None,
             device=self.device,
@@ -77,7 +112,7 @@ class Asked:
 
     def pretraining_source(self) -> list[str]:
         """Return the override that pretrains on a single own source, unless ``data.pretrain`` names something."""
-        if self.sources is None or len(self.sources) != 1:
+        if self.sources is None or len(self.sources) != 1 or self.unlabelled:
             return []
         if any(line.startswith("data.pretrain=") for line in self.lines):
             return []
@@ -113,6 +148,18 @@ def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[...,
         return expanded
 
     return expand
+
+
+def _named(source: str, taken: dict[str, str]) -> str:
+    """Name a source by its file or folder, in letters that a data set's name may have; ``taken`` gets it, too."""
+    stem = PurePath(re.sub(r":[a-z-]+$", "", source)).stem or "own"
+    name = stem = re.sub(r"[^a-z0-9]+", "_", stem.lower()).strip("_") or "own"
+    number = 1
+    while name in taken:
+        number += 1
+        name = f"{stem}_{number}"
+    taken[name] = source
+    return name
 
 
 def example(text: str) -> str:

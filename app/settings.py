@@ -66,6 +66,20 @@ class Data(Section):
     phantoms: Literal["never", "if_missing", "always"]
 
 
+class Reading(Section):
+    """How image files become squares; part of the checksum of what was read, and so not of the settings compared.
+
+    Attributes:
+        fit: what becomes of images that are not square: padded with black, or cut to their centre.
+        frame: of files that hold several, counted from 1; None refuses them.
+        max_unreadable: share of the images that may be unreadable.
+    """
+
+    fit: Literal["pad", "crop"]
+    frame: Count | None
+    max_unreadable: Probability
+
+
 class Network(Section):
     """The encoder and the heads."""
 
@@ -210,12 +224,16 @@ class Runtime(Section):
     claim_wait_minutes: NotNegative
 
 
+NOT_SCIENCE = {"preset", "reading", "runtime", "sources", "data_root", "imagenet_weights"}
+
+
 class Config(Section):
     """Everything a run needs to know."""
 
     preset: str
     study: Study
     data: Data
+    reading: Reading
     network: Network
     pretrain: Pretrain
     views: Views
@@ -228,7 +246,7 @@ class Config(Section):
 
     def science(self) -> dict[str, Any]:
         """Return the fields that decide the results; two runs with equal ones are the same experiment."""
-        return self.model_dump(mode="json", exclude={"preset", "runtime", "sources", "data_root", "imagenet_weights"})
+        return self.model_dump(mode="json", exclude=NOT_SCIENCE)
 
     def augmentation(self, method: Method) -> Augmentation:
         """Return the operations of a method's views."""

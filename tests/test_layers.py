@@ -25,7 +25,7 @@ BELOW = {
     "bench": GROUND | {"data", "science", "storage", "jobs", "stages"},
     "cli": GROUND | {"data", "science", "storage", "jobs", "report", "cluster", "stages", "models", "bench"},
 }
-ENTRY = {"cli", "__main__"}  # the modules beside the folders that stand on top of everything
+ENTRY = {"cli", "data_cli", "__main__"}  # the modules beside the folders that stand on top of everything
 
 # Science takes tensors and plain values: it opens no store, reads no configuration file, talks to no server.
 FOREIGN_TO_SCIENCE = {"app.config", "boto3", "botocore", "click", "typer", "yaml"}

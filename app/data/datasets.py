@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from app.data.catalog import Known, base_of, file_names, licence_of, modality_of, parse_task, title_of
 from app.data.files import MMAP_ABOVE, Images, NpzReader, cached_images, digest_of, is_archive, open_npz
+from app.data.labels import MISSING, doubts, lowest_class, plain_labels, read_labels
+from app.data.origin import Origin, read_origin
 from app.data.subsets import stratified_subset
 from app.errors import InputError, UsageError
 from app.machine import as_text, home
 
 SPLITS = ("train", "val", "test")
-MISSING = -1  # a label of a multi-label set that nobody has given: left out of loss and scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,10 +25,13 @@ class Split:
     """One split. ``images``: uint8 (N, H, W) or (N, H, W, 3), 0-255. ``labels``: int64 (N, L).
 
     L is 1 except for multi-label data, where each column is 0, 1 or ``MISSING``. ``images`` may be memory-mapped.
+    ``files`` and ``patients`` name each image's, where the set was imported; () where they are not known.
     """
 
     images: Images
     labels: NDArray[np.int64]
+    files: tuple[str, ...] = ()
+    patients: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -39,7 +43,7 @@ class Dataset:
 
     ``task`` is one of ``TASKS``; ``labels`` maps "0", "1", … to class names; ``channels`` is 1 or 3;
     ``sha256`` is that of the file's bytes (before any subset); ``source`` is the path as given; ``notes`` say what was
-    made of labels that leave a doubt.
+    made of labels that leave a doubt; ``origin`` is what a set that was imported says of itself.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Dataset:
     modality: str
     synthetic: bool
     notes: tuple[str, ...] = ()
+    origin: Origin | None = None
 
     @property
     def n_classes(self) -> int:
@@ -87,20 +92,27 @@ class Dataset:
 
     def describe(self, role: str) -> dict[str, Any]:
         """Return the JSON-ready entry for the run's record; ``role`` is "pretrain" or "downstream"."""
-        return {
-            "sha256": self.sha256,
-            "size": self.size,
-            "task": self.task,
-            "labels": dict(self.labels),
-            "channels": self.channels,
-            "splits": {name: len(split) for name, split in self.splits.items()},
-            "class_counts": {name: self.class_counts(name) for name in self.splits},
-            "licence": self.licence,
-            "source": self.source,
-            "title": self.title,
-            "modality": self.modality,
-            "role": role,
-        } | ({"notes": list(self.notes)} if self.notes else {})
+        return (
+            {
+                "sha256": self.sha256,
+                "size": self.size,
+                "task": self.task,
+                "labels": dict(self.labels),
+                "channels": self.channels,
+                "splits": {name: len(split) for name, split in self.splits.items()},
+                "class_counts": {name: self.class_counts(name) for name in self.splits},
+                "licence": self.licence,
+                "source": self.source,
+                "title": self.title,
+                "modality": self.modality,
+                "role": role,
+            }
+            | ({"notes": list(self.notes)} if self.notes else {})
+            | self._origin()
+        )
+
+    def _origin(self) -> dict[str, Any]:
+        return {"origin": self.origin.describe()} if self.origin else {}
 
 
 def load_dataset(
@@ -120,33 +132,45 @@ def load_dataset(
     MedMNIST's own table. Other names need ``task`` (short forms are accepted) or have it inferred: one column
     of 0/1 is binary, one column with more classes is multi-class, several 0/1 columns are multi-label, unless every
     image has exactly one of them (one-hot): those are classes. Classes numbered from 1 are taken as from 0. NaN is a
-    missing label of a multi-label set.
+    missing label of a multi-label set. A set that ``data import`` made says all of it itself.
     ``subset`` keeps at most that many images per split, stratified and seeded by ``seed``. With ``cache``,
     images of more than ``mmap_above`` bytes are memory-mapped from there.
 
     Raises InputError for a missing, damaged or ill-shaped file, UsageError for a wrong task or no permission.
     """
     path = Path(path)
+    if path.is_dir():
+        made = f"python -m app data import {path} {path.name}.npz --size {size}"
+        raise InputError(f"{path}: is a folder; make a labelled set of it by `{made}`, and give that")
     base, _ = base_of(name)
     asked = None if task is None else parse_task(task)
     if base is not None and asked not in (None, base.task):
         raise UsageError(f"{name} is '{base.task}', not '{asked}'; leave the task out or rename the data")
     with open_npz(path) as npz:
-        labels = {split: _read_labels(npz, split) for split in SPLITS}
+        labels = {split: read_labels(npz, split) for split in SPLITS}
         shapes = {split: image_shape(npz, f"{split}_images", size) for split in SPLITS}
         channels = _check_shapes(path, shapes, labels, base)
-        labels, notes = _plain_labels(labels, asked) if base is None else (labels, [])
-        lowest = 0 if base is not None else _lowest(labels)
+        origin = read_origin(npz, {split: len(values) for split, values in labels.items()}) if base is None else None
+        asked = asked or (origin.task if origin else None)
+        labels, notes = plain_labels(labels, asked) if base is None else (labels, [])
+        lowest = 0 if base is not None or origin is not None else lowest_class(labels)
         labels = {split: values - lowest if lowest else values for split, values in labels.items()}
         resolved, names = _resolve_task(name, path, labels, asked, base)
-        notes += _doubts(labels, resolved, names, lowest) if base is None else []
+        notes += doubts(labels, resolved, names, lowest) if base is None else []
+        if origin is not None:
+            names = origin.names(len(names), path)
         if lowest:
             names = {index: f"class {int(index) + lowest}" for index in names}
         synthetic = npz.flag("synthetic")
         sha256 = digest_of(path)
         mapped = cache if sum(map(_nbytes, shapes.values())) > mmap_above else None
         splits = {
-            split: Split(read_images(npz, [f"{split}_images"], shapes[split], sha256, mapped), labels[split])
+            split: Split(
+                read_images(npz, [f"{split}_images"], shapes[split], sha256, mapped),
+                labels[split],
+                tuple(origin.files.get(split, ())) if origin else (),
+                tuple(origin.patients.get(split, ())) if origin else (),
+            )
             for split in SPLITS
         }
     dataset = Dataset(
@@ -163,6 +187,7 @@ def load_dataset(
         modality=modality_of(name),
         synthetic=synthetic,
         notes=tuple(notes),
+        origin=origin,
     )
     return dataset if subset is None else take_subset(dataset, subset, seed=seed)
 
@@ -172,7 +197,8 @@ def take_subset(dataset: Dataset, n: int, *, seed: int = 0) -> Dataset:
     splits = {}
     for stream, (name, split) in enumerate(dataset.splits.items()):
         chosen = stratified_subset(split.labels, n, seed=seed, stream=stream)
-        splits[name] = Split(np.asarray(split.images[chosen]), split.labels[chosen])
+        files, patients = (tuple(words[i] for i in chosen) if words else () for words in (split.files, split.patients))
+        splits[name] = Split(np.asarray(split.images[chosen]), split.labels[chosen], files, patients)
     return replace(dataset, splits=splits)
 
 
@@ -225,77 +251,6 @@ def image_shape(npz: NpzReader, key: str, size: int) -> tuple[int, ...]:
             f"give the {size}x{size} file or ask for its size"
         )
     return shape
-
-
-def _read_labels(npz: NpzReader, split: str) -> NDArray[np.int64]:
-    key = f"{split}_labels"
-    header = npz.header(key)
-    if header.dtype.kind not in "iubf":
-        raise InputError(f"{npz.path}: {key} is {header.dtype}; save the labels as whole numbers (int64)")
-    if len(header.shape) not in (1, 2) or 0 in header.shape[1:]:
-        raise InputError(f"{npz.path}: {key} has shape {header.shape}; save it as (N,) or (N, L)")
-    labels = npz.read(key)
-    missing = np.isnan(labels) if header.dtype.kind == "f" else np.zeros(labels.shape, bool)
-    if missing.any() and (labels.ndim == 1 or labels.shape[1] == 1):
-        raise InputError(
-            f"{npz.path}: {key} holds NaN: the labels of {int(missing.sum())} images are missing; leave these out"
-        )
-    known = labels[~missing]
-    if header.dtype.kind == "f" and not (np.isfinite(known).all() and (known == np.rint(known)).all()):
-        raise InputError(f"{npz.path}: {key} holds fractions; save the labels as whole numbers, NaN for a missing one")
-    if known.size and known.min() < 0:
-        raise InputError(
-            f"{npz.path}: {key} holds {int(known.min())}; labels count from 0: write NaN for a missing label of a "
-            "multi-label set, and decide what an uncertain one counts as"
-        )
-    if known.size and int(known.max()) >= 2**31:
-        raise InputError(f"{npz.path}: {key} holds {int(known.max())}; number the classes 0, 1, 2 …")
-    labels = np.where(missing, MISSING, np.where(missing, 0, labels).astype(np.int64))
-    if labels.ndim == 1:
-        labels = labels[:, None]
-    return labels.astype(np.int64)
-
-
-def _plain_labels(
-    labels: dict[str, NDArray[np.int64]], asked: str | None
-) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
-    """Turn one-hot columns into class numbers, unless several labels were asked for."""
-    columns = min(values.shape[1] for values in labels.values())
-    one_hot = columns > 1 and all(
-        set(np.unique(values)) <= {0, 1} and (values.sum(axis=1) == 1).all() for values in labels.values()
-    )
-    if not one_hot or asked == "multi-label, binary-class":
-        return labels, []
-    note = (
-        f"each image has exactly one of its {columns} labels (one-hot): they are taken as classes; "
-        "write :multi-label behind the file for independent labels"
-    )
-    return {split: values.argmax(axis=1)[:, None].astype(np.int64) for split, values in labels.items()}, [note]
-
-
-def _lowest(labels: dict[str, NDArray[np.int64]]) -> int:
-    """The number that classes in one column are counted from: 0, or the lowest there is, as of grades 1 to 5."""
-    if labels["train"].shape[1] > 1:
-        return 0
-    present = np.unique(np.concatenate([values[:, 0] for values in labels.values() if values.shape[1] == 1]))
-    return int(present[0]) if len(present) > 1 else 0
-
-
-def _doubts(labels: dict[str, NDArray[np.int64]], task: str, names: dict[str, str], lowest: int) -> list[str]:
-    """Say what looks odd about labels that are taken as they are."""
-    notes = []
-    if lowest:
-        notes.append(f"the classes are numbered from {lowest}: class {lowest} is the first")
-    if task == "multi-label, binary-class":
-        missing = sum(int((values == MISSING).sum()) for values in labels.values())
-        if missing:
-            total = sum(values.size for values in labels.values())
-            notes.append(f"{missing} of {total} labels are missing: they are left out of loss and scores")
-    else:
-        present = set(np.unique(np.concatenate([values[:, 0] for values in labels.values()])).tolist())
-        if absent := [str(number + lowest) for number in range(len(names)) if number not in present]:
-            notes.append(f"no image is of class {', '.join(absent[:5])}{' …' if len(absent) > 5 else ''}")
-    return notes
 
 
 def _check_shapes(

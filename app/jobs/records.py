@@ -78,6 +78,7 @@ class DatasetInfo(_Model):
     role: str  # downstream, pretrain, or both
     notes: tuple[str, ...] = ()  # what was made of labels that leave a doubt
     reading: Mapping[str, Any] = {}  # of a folder: what was read, how, and what was left out
+    origin: Mapping[str, Any] = {}  # of an imported set: its source's checksum, its patients
     unlabelled: Mapping[str, int] = {}  # with both roles: which of its splits are pretrained on, and how many images
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from app.config import default_runtime, difference, parse_config
+from app.config import default_section, difference, parse_config
 from app.data import (
     Dataset,
     Unlabelled,
@@ -22,11 +24,12 @@ from app.data import (
     load_unlabelled,
     parse_task,
 )
+from app.data.reading import Counted, ReadOptions
 from app.errors import InputError, UsageError
 from app.jobs import keys
 from app.jobs.records import DatasetInfo, read_json, read_record
 from app.machine import cache_folder, path_of
-from app.runtime import Progress
+from app.runtime import Bar, Progress
 from app.settings import Config
 from app.storage import Store
 
@@ -65,8 +68,9 @@ def planned_settings(store: Store, run_id: str | None, *, overwrite: bool = Fals
         if not overwrite:
             raise
         return None
-    # Runs planned before a runtime setting existed go on, with its default.
-    return settings | {"runtime": default_runtime() | settings["runtime"]}
+    # Runs planned before a setting existed that decides no result go on, with its default.
+    defaults = {name: default_section(name) | settings.get(name, {}) for name in ("runtime", "reading")}
+    return settings | defaults
 
 
 def check_run_id(name: str) -> str:
@@ -180,13 +184,30 @@ def load_pretraining(run: Run) -> Unlabelled:
     """Load the images for pretraining in the run's size and subset."""
     data = run.config.data
     path, _ = _locate(run, data.pretrain)
-    loaded = load_unlabelled(
-        data.pretrain, path=path, size=data.size, split=data.pretrain_split, subset=data.subset, seed=SUBSET_SEED,
-        cache=cache_folder("images"),
-    )  # fmt: skip
+    progress = Progress("data", run_id=run.run_id)
+    with reading_bar(progress) as told:
+        loaded = load_unlabelled(
+            data.pretrain, path=path, size=data.size, split=data.pretrain_split, subset=data.subset, seed=SUBSET_SEED,
+            cache=cache_folder("images"), options=ReadOptions(**run.config.reading.model_dump()), progress=told,
+        )  # fmt: skip
     if loaded.reading is not None:
-        Progress("data", run_id=run.run_id).say(f"{data.pretrain}: {loaded.reading.line()}")
+        progress.say(f"{data.pretrain}: {loaded.reading.line()}")
+        progress.say(f"{data.pretrain}: {loaded.reading.plan(data.size)}")
     return loaded
+
+
+@contextlib.contextmanager
+def reading_bar(progress: Progress) -> Iterator[Counted]:
+    """Show a bar from the moment on that it is known how many files there are."""
+    with contextlib.ExitStack() as stack:
+        bars: list[Bar] = []
+
+        def told(done: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(progress.bar(total)))
+            bars[0].advance()
+
+        yield told
 
 
 def monitor_name(run: Run) -> str | None:

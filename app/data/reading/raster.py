@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,11 +29,19 @@ class ReadOptions:
         fit: what becomes of images that are not square: ``pad`` adds black at two sides, ``crop`` takes the centre.
         frame: which frame of files that hold several, counted from 1; None refuses them.
         max_unreadable: share of the images that may be unreadable, 0 to 1.
+        anonymise: hash the names of files wherever they are kept or said.
     """
 
     fit: Fit = "pad"
     frame: int | None = None
     max_unreadable: float = 0.01
+    anonymise: bool = False
+
+    def shown(self, name: str) -> str:
+        """Return a file's name as it may be told: itself, or 16 hex digits of its SHA-256."""
+        if not self.anonymise:
+            return name
+        return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 # Ranges of levels that fill no number of bits, from the narrowest on.
@@ -68,7 +77,7 @@ class Seen:
     """What is known of an image that was read, beside its pixels.
 
     Attributes:
-        name: its file, relative to the folder.
+        name: its file, relative to the folder, with slashes; or what stands for it.
         width: of the picture, in pixels.
         height: of the picture, in pixels.
         depth: bits of a sample in the file.
@@ -116,7 +125,7 @@ def frame_of(count: int, frame: int | None) -> int:
         Unreadable: there are several and none was chosen, or there is no such frame.
     """
     if frame is None and count > 1:
-        raise Unreadable(f"holds {count} pictures, save each as a file, or choose one by --frame")
+        raise Unreadable(f"holds {count} pictures, save each as a file, or choose one by --frame or reading.frame")
     if frame is not None and count > 1 and not 1 <= frame <= count:
         raise Unreadable(f"holds {count} pictures, and none is number {frame}")
     return 0 if frame is None or count == 1 else frame - 1

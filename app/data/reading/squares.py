@@ -6,7 +6,6 @@ counted and named.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import warnings
 import weakref
@@ -61,6 +60,7 @@ class Squares:
         progress: told how many of how many files are done.
 
     Attributes:
+        paths: of the images that were read, relative to the folder, with slashes.
         seen: what is known of each image that was read, in their order.
         shape: (N, size, size) if every image is gray in content, else (N, size, size, 3).
         reading: what was done.
@@ -82,6 +82,7 @@ class Squares:
     ) -> None:
         self.reading = reading = Reading(left_out=found.left_out.copy())
         self.refused = False
+        self.paths: list[str] = []
         self.seen: list[Seen] = []
         self._size, self._options, self._rasters = size, options or ReadOptions(), list[Raster]()
         self._kinds: list[tuple[np.dtype[Any], int]] = []
@@ -97,11 +98,12 @@ class Squares:
                 reading.no_image[str(square)] += 1
                 continue
             if isinstance(square, Exception):
-                reading.unreadable[os.path.relpath(file, folder)] = str(square)
+                reading.unreadable[self._name(file, folder)] = str(square)
                 self.refused |= isinstance(square, AppError)
                 continue
             pixels, raster, seen = square
-            self.seen.append(replace(seen, name=os.path.relpath(file, folder)))
+            self.paths.append(file.relative_to(folder).as_posix())
+            self.seen.append(replace(seen, name=self._name(file, folder)))
             self._spool.write(pixels.tobytes())
             self._kinds.append((pixels.dtype, pixels.ndim))
             self._rasters.append(raster)
@@ -125,6 +127,9 @@ class Squares:
         reading.notes.update(scale[2] for raster in self._rasters if (scale := self._scale(raster)))
         self._gray = all(dimensions == 2 for _, dimensions in self._kinds)
         self.shape = (reading.read, size, size) if self._gray else (reading.read, size, size, 3)
+
+    def _name(self, file: Path, folder: Path) -> str:
+        return self._options.shown(file.relative_to(folder).as_posix())
 
     def _scale(self, raster: Raster) -> tuple[float, float, str] | None:
         """Which levels are black and white, and how that is said; None for uint8."""

@@ -1,0 +1,231 @@
+"""A labelled set made of a user's own images: MedMNIST's layout, and what it lacks, in one .npz."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.data.datasets import SPLITS
+from app.data.files import Images, atomic_write, digest_of
+from app.data.origin import CLASS_NAMES, DESCRIPTION, FILES, PATIENTS
+from app.data.own.duplicates import equal_groups, near_pairs
+from app.data.own.labels import MULTI_LABEL, Labels, LabelSource, find_labels
+from app.data.own.splits import check_splits, draw_splits, parse_shares
+from app.data.reading import Counted, Reading, ReadOptions, Squares, find_images, left_out, uncounted
+from app.errors import UsageError
+from app.machine import as_text
+
+LISTED = 5  # pairs of equal or similar images that a line names
+
+
+@dataclass(frozen=True)
+class Import:
+    """A set that was made.
+
+    Attributes:
+        counts: images by split and class (of several labels: images that have it).
+        classes: their names.
+        patients: how many by split; None if none is known.
+        reading: what was done with the folder's files.
+        beside: images or rows that are not used, by reason.
+        equal: pairs of images in different splits whose pixels are equal, by name.
+        near: likewise, of nearly the same pixels.
+        size: side of the squares in pixels.
+    """
+
+    counts: dict[str, list[int]]
+    images: dict[str, int]
+    classes: list[str]
+    task: str
+    patients: dict[str, int] | None
+    reading: Reading
+    beside: Counter[str]
+    equal: list[tuple[str, str]]
+    near: list[tuple[str, str]]
+    size: int
+
+    def lines(self) -> list[str]:
+        """Say what was made, what it holds, and what may be wrong with it."""
+        said = [self.reading.line(), self.reading.plan(self.size)]
+        if self.beside:
+            said.append(left_out(self.beside))
+        for split in SPLITS:
+            per_class = ", ".join(
+                f"{count} {name}" for count, name in zip(self.counts[split], self.classes, strict=True)
+            )
+            of = f" of {self.patients[split]} patients" if self.patients else ""
+            said.append(f"{split}: {self.images[split]} images{of}: {per_class}")
+        if self.patients is None:
+            said.append(
+                "WARNING: no patients are known, so that one may be in several splits, and results be too good; give "
+                "--patient-regex or --patient-column"
+            )
+        for pairs, kind in ((self.equal, "equal"), (self.near, "nearly equal")):
+            if pairs:
+                named = ", ".join(f"{one} = {other}" for one, other in pairs[:LISTED])
+                more = f" and {len(pairs) - LISTED} more pairs" if len(pairs) > LISTED else ""
+                said.append(f"WARNING: {kind} images are in different splits: {named}{more}")
+        return said
+
+
+def import_images(
+    folder: Path,
+    out: Path,
+    *,
+    size: int,
+    labels: LabelSource,
+    split: str | None = None,
+    seed: int = 0,
+    options: ReadOptions | None = None,
+    progress: Counted = uncounted,
+) -> Import:
+    """Read labelled images, split them by patient, and write them as one .npz.
+
+    Its arrays are MedMNIST's ``<split>_images`` and ``<split>_labels``, and ``class_names``, ``<split>_files``,
+    ``<split>_patients`` (mere numbers where they are from DICOM files, or names are not to be told), and
+    ``description``, JSON, with the task, the source's checksum and what was done.
+
+    Args:
+        folder: of the images.
+        out: the file to write.
+        size: side of the squares in pixels.
+        labels: where labels, patients and splits are written.
+        split: per cent of train, val and test, where the source does not say; 70/10/20 by default.
+        seed: names the draw of the splits.
+        options: what the user decides of reading images.
+        progress: told how many of how many files are read.
+
+    Raises:
+        InputError: images, labels or splits that are missing or contradict each other.
+        UsageError: options that do not fit.
+    """
+    options = options or ReadOptions()
+    if out.suffix != ".npz":
+        raise UsageError(f"{out}: has to end in .npz")
+    found = find_images(folder)
+    path_of = {file.relative_to(folder).as_posix(): file for file in found.files}
+    known = find_labels(folder, list(path_of), labels)
+    if known.splits is not None and split is not None:
+        raise UsageError("--split: the splits are given; leave one of the two out")
+    squares = Squares(folder, replace(found, files=[path_of[name] for name in known.names]), size, options, progress)
+    known = _those_read(known, [seen.name for seen in squares.seen], options)
+    images = np.stack(list(squares))
+    patients = known.patients or _numbered([seen.patient for seen in squares.seen])
+    members = known.values == 1 if known.task == MULTI_LABEL else known.values == np.arange(len(known.classes))
+    equal = equal_groups(images)
+    splits = known.splits
+    if splits is None:
+        groups = patients if patients is not None else _groups(len(images), equal)
+        splits = draw_splits(groups, members, parse_shares(split or "70/10/20"), seed=seed)
+    check_splits(splits, members, known.classes)
+    names = [seen.name for seen in squares.seen]
+    across_equal = [
+        (names[one], names[other]) for group in equal for one, other in pairwise(group) if splits[one] != splits[other]
+    ]
+    across_near = [
+        (names[one], names[other])
+        for one, other in near_pairs(images)
+        if splits[one] != splits[other] and not np.array_equal(images[one], images[other])
+    ]
+    if options.anonymise and patients is not None:
+        patients = _numbered(patients)
+    result = Import(
+        counts={name: members[[here == name for here in splits]].sum(axis=0).tolist() for name in SPLITS},
+        images={name: splits.count(name) for name in SPLITS},
+        classes=known.classes,
+        task=known.task,
+        patients=_patients_by_split(patients, splits),
+        reading=squares.reading,
+        beside=known.left_out,
+        equal=across_equal,
+        near=across_near,
+        size=size,
+    )
+    description = _describe(result, folder, _checksum(path_of, known.names), options)
+    _write(out, images, replace(known, names=names, patients=patients, splits=splits), description)
+    return result
+
+
+def _those_read(known: Labels, read: Sequence[str], options: ReadOptions) -> Labels:
+    """Keep what is known of the images that could be read."""
+    place = {options.shown(name): index for index, name in enumerate(known.names)}
+    kept = [place[name] for name in read]
+    return replace(
+        known,
+        names=[known.names[index] for index in kept],
+        values=known.values[kept],
+        patients=None if known.patients is None else [known.patients[index] for index in kept],
+        splits=None if known.splits is None else [known.splits[index] for index in kept],
+    )
+
+
+def _numbered(patients: Sequence[str | None]) -> list[str] | None:
+    """Call patients ``patient 1``, ``patient 2`` …, in the order of their images; None if one is not known."""
+    numbers: dict[str, str] = {}
+    if any(patient is None for patient in patients):
+        return None
+    return [numbers.setdefault(str(patient), f"patient {len(numbers) + 1}") for patient in patients]
+
+
+def _groups(count: int, equal: list[list[int]]) -> list[str]:
+    """Name the group that each image is split with: its own, or that of the images equal to it."""
+    groups = [str(place) for place in range(count)]
+    for places in equal:
+        for place in places:
+            groups[place] = str(places[0])
+    return groups
+
+
+def _patients_by_split(patients: list[str] | None, splits: list[str]) -> dict[str, int] | None:
+    if patients is None:
+        return None
+    pairs = set(zip(patients, splits, strict=True))
+    return {name: sum(split == name for _, split in pairs) for name in SPLITS}
+
+
+def _checksum(path_of: dict[str, Path], names: Sequence[str]) -> str:
+    """SHA-256 of the sorted list of the files' names and SHA-256."""
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        digest.update(f"{digest_of(path_of[name])}  ".encode() + name.encode("utf-8", "surrogateescape") + b"\n")
+    return digest.hexdigest()
+
+
+def _describe(result: Import, folder: Path, checksum: str, options: ReadOptions) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "task": result.task,
+        "source": "" if options.anonymise else as_text(str(folder)),
+        "source_sha256": checksum,
+        "fit": options.fit,
+        "reading": result.reading.as_json(),
+        "patients": result.patients,
+        "equal_across_splits": result.equal,
+        "near_across_splits": result.near,
+    }
+
+
+def _write(out: Path, images: Images, known: Labels, description: dict[str, Any]) -> None:
+    values: NDArray[Any] = known.values
+    if not np.isnan(values).any():
+        values = values.astype(np.int64)
+    arrays: dict[str, NDArray[Any]] = {CLASS_NAMES: np.array(known.classes)}
+    for split in SPLITS:
+        here = np.flatnonzero([name == split for name in known.splits or []])
+        arrays[f"{split}_images"] = images[here]
+        arrays[f"{split}_labels"] = values[here]
+        arrays[f"{split}_{FILES}"] = np.array([as_text(known.names[index]) for index in here])
+        if known.patients is not None:
+            arrays[f"{split}_{PATIENTS}"] = np.array([known.patients[index] for index in here])
+    arrays[DESCRIPTION] = np.array(json.dumps(description))
+    with atomic_write(out) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
