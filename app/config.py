@@ -23,10 +23,10 @@ from app.machine import as_text
 from app.settings import Config
 
 
-def default_section(name: str) -> dict[str, Any]:
-    """Return a section of the recommended preset, as plain values."""
-    section: dict[str, Any] = _load_preset("recommended")[name]
-    return section
+def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete the settings of a run that is older than some which decide no result, by the recommended ones."""
+    recommended = _load_preset("recommended")
+    return dict(settings) | {name: recommended[name] | settings.get(name, {}) for name in ("runtime", "reading")}
 
 
 def presets() -> list[str]:

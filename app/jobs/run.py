@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.config import default_section, difference, parse_config
+from app.config import completed, difference, parse_config
 from app.data import (
     Dataset,
     Unlabelled,
@@ -68,9 +68,7 @@ def planned_settings(store: Store, run_id: str | None, *, overwrite: bool = Fals
         if not overwrite:
             raise
         return None
-    # Runs planned before a setting existed that decides no result go on, with its default.
-    defaults = {name: default_section(name) | settings.get(name, {}) for name in ("runtime", "reading")}
-    return settings | defaults
+    return completed(settings)
 
 
 def check_run_id(name: str) -> str:

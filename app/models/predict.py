@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.config import default_runtime, load_config, parse_config
+from app.config import completed, load_config, parse_config
 from app.data import SPLITS, Dataset, load_dataset, stratified_subset
 from app.data.files import atomic_write
 from app.errors import InputError, UsageError
@@ -111,9 +111,7 @@ def own_data(store: Store, trained: Trained, sources: Sequence[str] = (), data_r
         InputError: it is not there, or is another file.
     """
     record = trained.record
-    plain = dict(record.config)
-    plain["runtime"] = default_runtime() | plain.get("runtime", {})
-    config = parse_config(plain, where=f"{trained.uri}: its record")
+    config = parse_config(completed(record.config), where=f"{trained.uri}: its record")
     asked = load_config("recommended", sources=sources, data_root=data_root)
     config = config.model_copy(
         update={"sources": config.sources | asked.sources, "data_root": asked.data_root or config.data_root}
