@@ -62,10 +62,11 @@ def plan(
     limits: Limits = None,
     overwrite: Overwrite = False,
     strict_overlap: StrictOverlap = False,
+    pilot: Annotated[str | None, typer.Option("--pilot", help="A finished run to foresee the intervals from.")] = None,
     *,
     asked: Asked,
 ) -> None:
-    """Check the inputs, name the run, list its jobs; prints the run's name."""
+    """Check the inputs, say what can be settled, name the run, list its jobs; prints the run's name."""
     from app.jobs.run import planned_settings
     from app.stages.fan_out import write_fan_out
     from app.stages.plan import plan as make_plan
@@ -81,7 +82,7 @@ def plan(
     opened, run_id = _store(store), run_id or None
     base = planned_settings(opened, run_id, overwrite=overwrite)
     config = asked.config(chosen, base=base)
-    run = make_plan(opened, config, run_id, overwrite=overwrite, strict_overlap=strict_overlap)
+    run = make_plan(opened, config, run_id, overwrite=overwrite, strict_overlap=strict_overlap, pilot=pilot)
     if workflow:
         announce(run.store, workflow, run.run_id)
     if out is not None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.options import Asked, StoreUri, example, takes_settings
+from app.options import Asked, Seed, StoreUri, example, takes_settings
 
 bench_app = typer.Typer(invoke_without_command=True)
 
@@ -123,3 +123,15 @@ def checkpoint(
 
     for line in bench_checkpoint(open_store(store), asked.config(), every=every, rounds=rounds, server=server):
         print(line)
+
+
+@bench_app.command(name="coverage", epilog=example("bench coverage --studies 1000"))
+def bench_coverage(
+    studies: Annotated[int, typer.Option("--studies", min=1, help="Simulated studies of each kind.")] = 1000,
+    seed: Seed = 0,
+) -> None:
+    """Simulate studies whose truth is known, and count how often each kind of interval holds it."""
+    from app.bench.coverage import bench_coverage as measure
+
+    for line in measure(studies=studies, seed=seed):
+        print(line, flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -13,17 +13,24 @@ from numpy.typing import NDArray
 
 from app.report.collect import CellKey, Labels, Result, Study
 from app.science.statistics import (
+    Floats,
     Interval,
+    Tested,
+    auroc_components,
     bootstrap_means,
     delong_interval,
-    macro_auroc,
+    holm,
+    image_covariance,
+    mixed_interval,
     paired_t_difference,
     percentile_interval,
+    shared_covariance,
     t_interval,
     weighted_auroc,
 )
 
 RESAMPLES = 2000
+LEVEL = 0.05
 
 Verdict = Literal["better", "worse", "unsettled", "none", "unknown"]
 
@@ -32,8 +39,9 @@ Verdict = Literal["better", "worse", "unsettled", "none", "unknown"]
 class Comparison:
     """AUROC of ``method`` minus AUROC of ``baseline`` on one dataset and protocol.
 
-    ``seeds`` is the paired t-interval over the seeds that both have; ``images`` the paired bootstrap
-    interval over test images, None without predictions of both.
+    ``joint`` is the interval over seeds, draws and test images together, None without predictions of both; ``adjusted``
+    its p-value after Holm's correction for all comparisons of the study.  ``seeds`` is the paired t-interval over the
+    seeds that both have, and ``images`` the paired bootstrap interval over test images, None without predictions.
     """
 
     dataset: str
@@ -42,6 +50,8 @@ class Comparison:
     baseline: str
     seeds: Interval
     images: Interval | None
+    joint: Tested | None = None
+    adjusted: float = math.nan
 
     @property
     def difference(self) -> float:
@@ -49,20 +59,26 @@ class Comparison:
         return self.seeds.mean
 
     @property
+    def settled(self) -> bool:
+        """Whether the joint interval excludes zero, after the correction too."""
+        return self.joint is not None and self.joint.excludes_zero and self.adjusted < LEVEL
+
+    @property
     def verdict(self) -> Verdict:
         """What may be said.
 
-        ``better`` and ``worse`` need both intervals to exclude zero on the same side; ``unsettled`` is
-        exactly one of them (so a single seed can reach no more); ``none`` is neither; ``unknown`` means
+        ``better`` and ``worse`` are settled; ``unsettled`` means that an interval excludes zero, but the joint one only
+        before the correction, or there is none (one seed, or no predictions); ``none`` that zero is inside; ``unknown``
         that there is no interval.
         """
+        if self.settled:
+            return "better" if self.difference > 0 else "worse"
+        if self.joint is not None and self.joint.known:
+            return "unsettled" if self.joint.excludes_zero else "none"
         intervals = [i for i in (self.seeds, self.images) if i is not None and i.known]
-        signs = [math.copysign(1.0, i.low) for i in intervals if i.excludes_zero]
         if not intervals:
             return "unknown"
-        if len(signs) == 2 and signs[0] == signs[1]:
-            return "better" if signs[0] > 0 else "worse"
-        return "unsettled" if signs else "none"
+        return "unsettled" if any(i.excludes_zero for i in intervals) else "none"
 
 
 class Analysis:
@@ -72,6 +88,7 @@ class Analysis:
         self.study = study
         self.resamples = resamples
         self._distributions: dict[tuple[str, ...], NDArray[np.float64]] = {}
+        self._components: dict[str, tuple[float, Floats]] = {}
 
     def results(self, dataset: str, protocol: str, method: str) -> tuple[Result, ...]:
         """Finished jobs of a cell."""
@@ -107,13 +124,15 @@ class Analysis:
         pairs = [(m, self.baseline) for m in methods if self.baseline and m != self.baseline]
         if {"byol", "byol_plus"} <= set(methods):
             pairs.append(("byol_plus", "byol"))
-        return tuple(
+        found = [
             self._compare(dataset, protocol, method, baseline)
             for dataset in self.study.datasets
             for protocol in self.study.protocols(dataset)
             for method, baseline in pairs
             if self.results(dataset, protocol, method) and self.results(dataset, protocol, baseline)
-        )
+        ]
+        adjusted = holm([c.joint.p if c.joint else math.nan for c in found])
+        return tuple(replace(c, adjusted=p) for c, p in zip(found, adjusted, strict=True))
 
     @cached_property
     def against_baseline(self) -> Mapping[CellKey, Comparison]:
@@ -125,19 +144,29 @@ class Analysis:
         common = {r.record.seed for r in ours} & {r.record.seed for r in theirs}
         ours, theirs = _only(ours, common), _only(theirs, common)
         seeds = paired_t_difference(_by_seed(ours), _by_seed(theirs))
-        return Comparison(dataset, protocol, method, baseline, seeds, self._bootstrap(dataset, ours, theirs))
-
-    def _bootstrap(self, dataset: str, ours: Sequence[Result], theirs: Sequence[Result]) -> Interval | None:
         y = self.study.test_labels.get(dataset)
         if y is None or not ours or any(not r.draws for r in (*ours, *theirs)):
-            return None
-        estimate = self._mean_auroc(y, ours) - self._mean_auroc(y, theirs)
+            return Comparison(dataset, protocol, method, baseline, seeds, None)
+        joint = self._joint(y, ours, theirs)
         samples = self._distribution(y, ours) - self._distribution(y, theirs)
-        return percentile_interval(estimate, samples, len(y))
+        images = percentile_interval(joint.mean, samples, len(y))
+        return Comparison(dataset, protocol, method, baseline, seeds, images, joint)
 
-    @staticmethod
-    def _mean_auroc(y: Labels, results: Sequence[Result]) -> float:
-        return float(np.mean([macro_auroc(y, scores) for r in results for scores in r.draws]))
+    def _joint(self, y: Labels, ours: Sequence[Result], theirs: Sequence[Result]) -> Tested:
+        (areas, own), (others, their_own) = self.by_seed(y, ours), self.by_seed(y, theirs)
+        return mixed_interval(areas - others, shared_covariance(image_covariance(y, own - their_own)))
+
+    def by_seed(self, y: Labels, results: Sequence[Result]) -> tuple[Floats, Floats]:
+        """AUROC of each seed, ascending, (S,), and what each test image adds to its error, (S, N): means over draws."""
+        seeds = sorted({r.record.seed for r in results})
+        found = [[self._components_of(y, r) for r in results if r.record.seed == seed] for seed in seeds]
+        areas = np.array([np.mean([area for area, _ in jobs]) for jobs in found])
+        return areas, np.stack([np.mean([own for _, own in jobs], axis=0) for jobs in found])
+
+    def _components_of(self, y: Labels, result: Result) -> tuple[float, Floats]:
+        if result.record.key not in self._components:
+            self._components[result.record.key] = mean_components(y, result.draws)
+        return self._components[result.record.key]
 
     def _distribution(self, y: Labels, results: Sequence[Result]) -> NDArray[np.float64]:
         """Bootstrap means of some jobs; all see the same resamples (drawn from ``y`` and one seed)."""
@@ -146,6 +175,12 @@ class Analysis:
             scores = [s for r in results for s in r.draws]
             self._distributions[key] = bootstrap_means(weighted_auroc, y, [scores], self.resamples)[0]
         return self._distributions[key]
+
+
+def mean_components(y: Labels, draws: Sequence[NDArray[np.float64]]) -> tuple[float, Floats]:
+    """Mean AUROC of a job's draws, and what each test image adds to its error, (N,)."""
+    each = [auroc_components(y, scores) for scores in draws]
+    return float(np.mean([area for area, _ in each])), np.asarray(np.mean([own for _, own in each], axis=0))
 
 
 def _only(results: Sequence[Result], seeds: set[int]) -> tuple[Result, ...]:

@@ -41,6 +41,10 @@ REFERENCES = (
     "J. Yang et al.: MedMNIST v2, Scientific Data 10, 41, 2023.",
     "E. DeLong, D. DeLong, D. Clarke-Pearson: Comparing the areas under two or more correlated ROC curves, "
     "Biometrics 44, 1988; X. Sun, W. Xu: fast implementation, IEEE Signal Processing Letters 21, 2014.",
+    "N. Obuchowski, H. Rockette: Hypothesis testing of diagnostic accuracy for multiple readers and multiple tests, "
+    "Communications in Statistics 24, 1995; S. Hillis: A comparison of denominator degrees of freedom methods for "
+    "multiple observer ROC analysis, Statistics in Medicine 26, 2007.",
+    "S. Holm: A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 1979.",
     "B. Efron, R. Tibshirani: An Introduction to the Bootstrap, 1993.",
 )
 
@@ -255,8 +259,8 @@ def _protocol_figures(analysis: Analysis, names: Mapping[str, str]) -> list[Bloc
 def _difference_caption(analysis: Analysis) -> str:
     baseline = method_name(analysis.baseline or "")
     return (
-        f"Difference in test AUROC from {baseline}. Broad band: 95 % over test images (paired bootstrap). Thin line: "
-        "95 % over seeds (paired t; an arrow where it runs out of the picture). Filled marker: both exclude zero."
+        f"Difference in test AUROC from {baseline}. Thin line: 95 % over seeds, draws and test images (an arrow where "
+        "it runs out of the picture). Broad band: over test images alone. Filled marker: better or worse, after Holm."
     )
 
 

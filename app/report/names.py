@@ -33,7 +33,7 @@ READINGS = {
 VERDICTS = {
     "better": "an improvement",
     "worse": "worse",
-    "unsettled": "not settled: only one of the two intervals excludes zero",
+    "unsettled": "not settled: not after Holm's correction for all comparisons",
     "none": "no difference can be told",
     "unknown": "nothing can be said without an interval",
 }
@@ -82,20 +82,29 @@ def span(interval: Interval | None) -> str:
     return f"{signed(interval.low)} to {signed(interval.high)}" if known and interval else NOT_DONE
 
 
+def p_value(p: float) -> str:
+    """Three decimals, two significant digits below 0.001; a dash where there is no test."""
+    return NOT_DONE if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else f"{p:.1g}"
+
+
 def reading(c: Comparison) -> str:
     """What a comparison allows to say, in words."""
     if c.verdict == "unsettled" and not c.seeds.known:
         return "not settled: one seed cannot say how another would end"
+    if c.verdict == "unsettled" and c.joint is None:
+        return "not settled: without predictions other test images are an open question"
     return VERDICTS[c.verdict]
 
 
 def sentence(study: Study, c: Comparison) -> str:
     """A comparison as a sentence for people."""
     intervals = []
-    if c.images is not None and c.images.known:
+    if c.joint is not None and c.joint.known:
+        intervals.append(f"95 % interval over seeds, draws and test images {span(c.joint)}")
+    elif c.images is not None and c.images.known:
         intervals.append(f"95 % interval over test images {span(c.images)}")
-    if c.seeds.known:
-        intervals.append(f"over {c.seeds.n} seeds {span(c.seeds)}")
+    elif c.seeds.known:
+        intervals.append(f"95 % interval over {c.seeds.n} seeds {span(c.seeds)}")
     return (
         f"On {study.title(c.dataset)}, {protocol_name(c.protocol).lower()}: "
         f"{method_name(c.method)} {MINUS} {method_name(c.baseline)} = {signed(c.difference)} AUROC"

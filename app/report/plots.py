@@ -145,7 +145,7 @@ def _marks(compared: bool, referred: bool) -> list[Line2D]:
 def differences(
     comparisons: Sequence[Comparison], titles: Mapping[str, str], names: Mapping[str, str]
 ) -> Figure | None:
-    """Paired differences in AUROC: thick = bootstrap over test images, thin = t over seeds; None if there are none."""
+    """Paired differences in AUROC: thin = seeds, draws and images, thick = images alone; None if there are none."""
     shown = [c for c in comparisons if math.isfinite(c.difference)]
     if not shown:
         return None
@@ -183,9 +183,9 @@ def differences(
 def _difference(axes: Axes, y: float, c: Comparison, limit: float, colour_and_marker: tuple[str, str]) -> None:
     """Draw one difference with its intervals; an arrow where one runs beyond ``limit``."""
     colour, marker = colour_and_marker
-    if c.seeds.known:
-        axes.plot([c.seeds.low, c.seeds.high], [y, y], color=colour, linewidth=1)
-        for end, sign, arrow in ((c.seeds.low, -1, "<"), (c.seeds.high, 1, ">")):
+    if c.joint is not None and c.joint.known:
+        axes.plot([c.joint.low, c.joint.high], [y, y], color=colour, linewidth=1.4)
+        for end, sign, arrow in ((c.joint.low, -1, "<"), (c.joint.high, 1, ">")):
             if sign * end > limit:
                 axes.plot([sign * limit * 0.985], [y], marker=arrow, color=colour, markersize=4)
     if c.images is not None and c.images.known:

@@ -17,6 +17,7 @@ from app.report.names import (
     mean_and_half_width,
     method_name,
     number,
+    p_value,
     protocol_name,
     signed,
     span,
@@ -61,8 +62,9 @@ def results_table(analysis: Analysis) -> Table:
         tuple(columns),
         tuple(rows),
         (
-            f"▲ better, ▼ worse than {baseline}: both 95 % intervals of the paired difference exclude zero. "
-            "◇ one of them does. Bold: the highest mean among the ▲ of a row.",
+            f"▲ better, ▼ worse than {baseline}: the 95 % interval of the paired difference over seeds, draws and test "
+            "images excludes zero, after Holm's correction too. ◇ before it alone. Bold: the highest mean among the ▲ "
+            "of a row.",
             *notes,
         ),
     ).without_blank(MEDMNIST)
@@ -106,7 +108,7 @@ def metrics_table(analysis: Analysis) -> Table:
 
 
 def differences_table(analysis: Analysis) -> Table:
-    """Paired differences in AUROC with both intervals and what they allow to say."""
+    """Paired differences in AUROC with their intervals and what they allow to say."""
     study, ns = analysis.study, {c.seeds.n for c in analysis.comparisons}
     rows = [
         Row(
@@ -114,38 +116,39 @@ def differences_table(analysis: Analysis) -> Table:
             f"{protocol_name(c.protocol)}: {method_name(c.method)} {MINUS} {method_name(c.baseline)}",
             (
                 Cell(signed(c.difference), c.verdict),
-                Cell(span(c.seeds), note="" if len(ns) == 1 else f"n = {c.seeds.n}"),
+                Cell(span(c.joint), note="" if len(ns) == 1 else f"n = {c.seeds.n}"),
+                Cell(span(c.seeds)),
                 Cell(span(c.images)),
+                Cell(p_value(c.adjusted)),
                 Cell(f"{MARKS[c.verdict]} {READINGS[c.verdict]}", c.verdict),
             ),
         )
         for c in analysis.comparisons
     ]
-    told = len([c for c in analysis.comparisons if c.verdict != "unknown"])
-    notes = [
-        "Over seeds: would training again give the same? Paired t-interval. "
-        "Over test images: would another test set give the same? Paired bootstrap "
-        f"({analysis.resamples:,} resamples within classes), trained models held fixed.",
-        "Better or worse: both intervals exclude zero, on the same side. Not settled: exactly one does "
-        "(a single seed can reach no more). Not told apart: neither does.",
-    ]
-    if told > 1:
-        notes.append(
-            f"The intervals are not adjusted for the number of comparisons: if all {told} differences were zero, "
-            f"about {told * 0.05:.1f} intervals of each kind would still exclude zero."
-        )
+    tested = len([c for c in analysis.comparisons if not math.isnan(c.adjusted)])
+    over = f"{min(ns)} seeds" if len(ns) == 1 and min(ns) > 1 else "seeds"
     return Table(
         "differences",
         "Paired differences in test AUROC",
         ("Dataset", "Comparison"),
         (
             Column("Difference"),
-            Column(f"95 % over {min(ns)} seeds" if len(ns) == 1 and min(ns) > 1 else "95 % over seeds"),
-            Column("95 % over test images"),
+            Column("all together", "95 % interval"),
+            Column(f"over {over}", "95 % interval"),
+            Column("over images", "95 % interval"),
+            Column("p (Holm)"),
             Column("Reading", text=True),
         ),
         tuple(rows),
-        tuple(notes),
+        (
+            "All together: would other seeds, few-shot draws and test images give the same? Mixed model of "
+            "Obuchowski and Rockette with Hillis' degrees of freedom. Over seeds: would training again? Paired t, on "
+            "these images. Over test images: would another test set, with these models? Paired bootstrap "
+            f"({analysis.resamples:,} resamples within classes).",
+            f"Better or worse: all together excludes zero, and p is below 0.05 after Holm's correction for {tested} "
+            "comparisons. Not settled: it does before the correction alone, or there is one seed and the interval over "
+            "test images does. Not told apart: zero is inside.",
+        ),
     )
 
 
@@ -180,33 +183,23 @@ def delong_table(analysis: Analysis) -> Table:
 def csv_text(analysis: Analysis) -> str:
     """Return all numbers in long form: one line for each cell and metric, and one for each comparison and interval.
 
-    Columns: kind (``mean`` or ``difference``), dataset, protocol, method, baseline, metric, interval
-    (``seeds`` or ``test images``), n (of that interval), estimate, low, high, paper, synthetic.  Unknown
-    values are empty.
+    Columns: kind (``mean`` or ``difference``), dataset, protocol, method, baseline, metric, interval (``all``,
+    ``seeds`` or ``test images``), n (of that interval), estimate, low, high, p (after Holm's correction), paper,
+    synthetic.  Unknown values are empty.
     """
     study = analysis.study
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
+    ends = ("estimate", "low", "high", "p")
     writer.writerow(
-        [
-            "kind",
-            "dataset",
-            "protocol",
-            "method",
-            "baseline",
-            "metric",
-            "interval",
-            "n",
-            "estimate",
-            "low",
-            "high",
-            "paper",
-            "synthetic",
-        ]
+        ["kind", "dataset", "protocol", "method", "baseline", "metric", "interval", "n", *ends, "paper", "synthetic"]
     )
 
-    def line(kind: str, key: CellKey, baseline: str, metric: str, over: str, i: Interval, paper: float | None) -> None:
-        values = ("" if v is None or not math.isfinite(v) else f"{v:.6f}" for v in (i.mean, i.low, i.high))
+    def line(
+        kind: str, key: CellKey, baseline: str, metric: str, over: str, i: Interval,
+        paper: float | None = None, p: float = math.nan,
+    ) -> None:  # fmt: skip
+        values = ("" if not math.isfinite(v) else f"{v:.6f}" for v in (i.mean, i.low, i.high, p))
         printed = "" if paper is None else f"{paper:g}"
         synthetic = str(study.experiment.synthetic).lower()
         writer.writerow([kind, *key, baseline, metric, over, i.n, *values, printed, synthetic])
@@ -216,7 +209,9 @@ def csv_text(analysis: Analysis) -> str:
             line("mean", key, "", metric, "seeds", analysis.metric(key, metric), printed(study, key, metric))
     for c in analysis.comparisons:
         key = (c.dataset, c.protocol, c.method)
-        line("difference", key, c.baseline, "auroc", "seeds", c.seeds, None)
+        if c.joint is not None:
+            line("difference", key, c.baseline, "auroc", "all", c.joint, p=c.adjusted)
+        line("difference", key, c.baseline, "auroc", "seeds", c.seeds)
         if c.images is not None:
-            line("difference", key, c.baseline, "auroc", "test images", c.images, None)
+            line("difference", key, c.baseline, "auroc", "test images", c.images)
     return buffer.getvalue()

@@ -40,6 +40,7 @@ from app.runtime import Progress
 from app.science.protocols import PROTOCOLS
 from app.settings import Config
 from app.stages.fallback import settle_data
+from app.stages.power import of_pilot, power_lines
 from app.storage import Store
 
 SAMPLE_COLUMNS, SAMPLE_SCALE = 12, 3
@@ -52,6 +53,7 @@ def plan(
     *,
     overwrite: bool = False,
     strict_overlap: bool = False,
+    pilot: str | None = None,
 ) -> Run:
     """Plan a run and publish ``experiment.json``; planning the same experiment again changes nothing.
 
@@ -63,6 +65,7 @@ def plan(
         run_id: its name; by default the preset and 8 hex digits of the science (settings and data).
         overwrite: replace another experiment planned under the same name.
         strict_overlap: refuse to pretrain on images of a test split.
+        pilot: a finished run whose variances tell what this one will be able to settle.
 
     Returns:
         The planned run.
@@ -82,6 +85,8 @@ def plan(
         raise InputError("plan: some data sets are real and some are phantoms; use one kind in one run")
     _check_few_shot(config, labelled)
     overlap = _overlap(unlabelled, labelled, strict=strict_overlap) if unlabelled else None
+    for line in power_lines(config, labelled, of_pilot(store, pilot) if pilot else {}):
+        Progress("plan").say(line)
     described = describe(labelled, unlabelled)
     science = {
         "config": config.science(),

@@ -149,7 +149,9 @@ def test_the_findings_are_counted_in_a_sentence(own, monkeypatch, verdicts, said
     class Judged(type(one)):
         verdict = property(lambda self: verdicts[int(self.dataset)])
 
-    fields = {name: getattr(one, name) for name in ("protocol", "method", "baseline", "seeds", "images")}
+    fields = {
+        name: getattr(one, name) for name in ("protocol", "method", "baseline", "seeds", "images", "joint", "adjusted")
+    }
     judged = {(str(i), "finetune", "byol"): Judged(dataset=str(i), **fields) for i in range(len(verdicts))}
     monkeypatch.setattr(Analysis, "against_baseline", judged)
     assert lead(analysis)[0] == said

@@ -21,10 +21,10 @@ from app.errors import InputError
 from app.jobs.records import DownstreamRecord, Experiment, PretrainRecord
 from app.report import ReportSummary, counts, curves, inventory, names, paper, plots, style, table, tables
 from app.report.collect import Study, collect, parse_predictions
-from app.report.compare import Analysis
+from app.report.compare import Analysis, Comparison
 from app.report.content import SYNTHETIC
-from app.science import metrics
-from app.science.statistics import Interval
+from app.science import metrics, statistics
+from app.science.statistics import Interval, holm
 from app.stages.report import run as write_report
 from app.storage import FolderStore, MissingObject, Store, check_key
 
@@ -366,10 +366,67 @@ def test_means_and_intervals_of_the_table_are_those_of_the_records(full: FakeRun
 def test_improvement_and_harm_are_said_as_the_data_have_them(analysis: Analysis) -> None:
     verdicts = {(c.dataset, c.protocol, c.method): c.verdict for c in analysis.against_baseline.values()}
     assert verdicts["pneumoniamnist", "linear_probe", "byol"] == "better"
-    assert verdicts["dermamnist_reconstructed", "finetune", "byol"] == "worse"
+    assert verdicts["dermamnist_reconstructed", "finetune", "byol"] == "unsettled"
+    assert analysis.against_baseline["dermamnist_reconstructed", "finetune", "byol"].difference < -0.02
     assert "better" not in {v for (dataset, _, _), v in verdicts.items() if dataset.startswith("derma")}
     pairs = {(c.method, c.baseline) for c in analysis.comparisons}
     assert pairs == {("byol", "random"), ("byol_plus", "random"), ("byol_plus", "byol")}
+
+
+def interval(low: float, high: float) -> Interval:
+    return Interval((low + high) / 2, low, high, 3)
+
+
+def tested(low: float, high: float) -> statistics.Tested:
+    return statistics.Tested((low + high) / 2, low, high, 3, 1e-4, 1e-4, 0.01)
+
+
+ABOVE, AROUND, BELOW, NONE = (0.01, 0.03), (-0.01, 0.02), (-0.03, -0.01), (float("nan"), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("joint", "adjusted", "seeds", "images", "verdict"),
+    [
+        (ABOVE, 0.04, AROUND, AROUND, "better"),
+        (BELOW, 0.04, BELOW, BELOW, "worse"),
+        (ABOVE, 0.06, ABOVE, ABOVE, "unsettled"),  # Holm
+        (AROUND, 0.9, ABOVE, ABOVE, "none"),  # each kind of chance alone is not enough
+        (NONE, float("nan"), NONE, ABOVE, "unsettled"),  # one seed
+        (NONE, float("nan"), NONE, AROUND, "none"),
+        (None, float("nan"), BELOW, None, "unsettled"),  # no predictions
+        (None, float("nan"), NONE, None, "unknown"),
+    ],
+)
+def test_a_verdict_follows_from_the_joint_interval_and_holm(
+    joint: Any, adjusted: float, seeds: Any, images: Any, verdict: str
+) -> None:
+    compared = Comparison(
+        "d", "p", "m", "b", interval(*seeds), images and interval(*images), joint and tested(*joint), adjusted
+    )
+    assert compared.verdict == verdict
+
+
+def test_all_comparisons_of_a_study_are_one_family(analysis: Analysis) -> None:
+    p = [c.joint.p for c in analysis.comparisons if c.joint]
+    assert len(p) == 27
+    assert [c.adjusted for c in analysis.comparisons] == pytest.approx(holm(p))
+
+
+def test_the_joint_interval_is_that_of_the_seeds_and_their_images(full: FakeRun, analysis: Analysis) -> None:
+    [c] = [c for c in analysis.comparisons if (c.dataset, c.protocol, c.method, c.baseline)
+           == ("breastmnist", "few_shot", "byol", "random")]  # fmt: skip
+    y = full.labels("breastmnist")
+    each = [
+        [
+            np.mean([roc_auc_score(y, full.scores("breastmnist", m, "few_shot", s, d)[:, 1]) for d in (0, 1)])
+            for s in (0, 1, 2)
+        ]
+        for m in ("byol", "random")
+    ]
+    assert c.joint is not None
+    assert c.joint.spread == pytest.approx(np.var(np.subtract(*each), ddof=1) / 3, rel=1e-3)
+    assert c.joint.mean == pytest.approx(np.mean(np.subtract(*each)), abs=1e-4)
+    assert c.joint.half_width >= c.seeds.half_width - 1e-9
 
 
 def test_bootstrap_and_seed_means_are_of_the_same_difference(analysis: Analysis) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from app.bench.coverage import hillis_interval
 from app.science import metrics
 from app.science import statistics as st
 
@@ -226,3 +227,93 @@ def test_the_paired_bootstrap_takes_the_mean_over_seeds() -> None:
     want = np.mean([roc_auc_score(y, r) for r in runs[:3]]) - roc_auc_score(y, runs[3])
     assert got.mean == pytest.approx(want)
     assert got.low < got.mean < got.high
+
+
+# --- seeds, draws and images together --------------------------------------------------------------
+
+# Van Dyke et al. 1993 (2 modalities, 5 readers, 114 cases), as analysed by MRMCaov and RJafroc: AUROC by reader, the
+# covariances of Obuchowski and Rockette by the jackknife, and their results for random readers and random cases.
+VAN_DYKE = (
+    (0.91964573, 0.85877617, 0.90386473, 0.97310789, 0.82979066),
+    (0.94782609, 0.90531401, 0.92173913, 0.99935588, 0.92995169),
+)
+COV2, COV3 = 0.0003440748, 0.0002390284
+
+
+def test_mixed_interval_has_the_standard_error_of_a_published_example() -> None:
+    got = st.mixed_interval(np.subtract(*VAN_DYKE), 2 * (COV2 - COV3))
+    assert got.mean == pytest.approx(-0.04380032, abs=1e-8)
+    assert got.error == pytest.approx(0.02074862, abs=1e-8)
+    hillis = hillis_interval(np.subtract(*VAN_DYKE), 2 * (COV2 - COV3))
+    assert (hillis.low, hillis.high) == pytest.approx((-0.0879594986, 0.0003588544), abs=1e-7)
+    assert got.low < hillis.low < 0 < hillis.high < got.high
+
+
+def test_mixed_intervals_p_value_is_where_it_begins_to_exclude_zero() -> None:
+    values, shared = [0.05, 0.02, 0.04], 1e-4
+    p = st.mixed_interval(values, shared).p
+    assert not st.mixed_interval(values, shared, 1 - p + 1e-6).excludes_zero
+    assert st.mixed_interval(values, shared, 1 - p - 1e-6).excludes_zero
+    assert st.mixed_interval([-v for v in values], shared).p == pytest.approx(p)
+
+
+def test_mixed_interval_without_common_chance_is_the_t_interval() -> None:
+    values = [0.01, 0.04, 0.02, 0.03]
+    for shared in (0.0, -1e-4):  # a negative estimate of a covariance is taken for none
+        got, want = st.mixed_interval(values, shared), st.t_interval(values)
+        assert (got.low, got.high) == pytest.approx((want.low, want.high))
+        assert got.p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+
+
+def test_mixed_interval_of_equal_seeds_is_normal_over_images() -> None:
+    got = st.mixed_interval([0.1, 0.1, 0.1], 0.0025)
+    assert got.half_width == pytest.approx(1.959964 * 0.05, rel=1e-6)
+    assert got.p == pytest.approx(2 * stats.norm.sf(2))
+    nothing = st.mixed_interval([0.0, 0.0], 0.0)
+    assert (nothing.low, nothing.high, nothing.p) == (0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(("values", "shared"), [([0.1], math.nan), ([], 0.0), ([0.1, math.nan], 0.0)])
+def test_mixed_interval_needs_two_seeds_and_numbers(values: list[float], shared: float) -> None:
+    got = st.mixed_interval(values, shared)
+    assert not got.known
+    assert math.isnan(got.p)
+
+
+def test_holm_multiplies_each_by_those_not_rejected_yet() -> None:
+    """Four hypotheses by hand: 4 x 0.005, 3 x 0.01, 2 x 0.03, and no less for the last."""
+    assert st.holm([0.04, 0.01, math.nan, 0.03, 0.005]) == pytest.approx(
+        [0.06, 0.03, math.nan, 0.06, 0.02], nan_ok=True
+    )
+    assert st.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert st.holm([]) == []
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_components_have_delongs_variance(ties: bool) -> None:
+    y, score = binary_problem(ties=ties)
+    area, own = st.auroc_components(y, score)
+    assert st.image_covariance(y, own[None])[0, 0] == pytest.approx(st.delong_variance(y, score)[1])
+    assert area == pytest.approx(roc_auc_score(y, score))
+    assert own.sum() == pytest.approx(0, abs=1e-12)
+
+
+def test_covariance_of_two_models_is_the_bootstraps_on_any_task() -> None:
+    y, score = multiclass_problem(n=400)
+    other = score + 0.1 * np.random.default_rng(1).normal(size=score.shape)
+    labels = (score[:, :3] + np.random.default_rng(2).normal(size=(400, 3)) > 0.5).astype(int)
+    labels[::7, 1] = -1
+    for truth, one, two in ((y, score, other), (labels, score[:, :3], other[:, :3])):
+        (area, own), (other_area, other_own) = st.auroc_components(truth, one), st.auroc_components(truth, two)
+        assert (area, other_area) == pytest.approx((st.macro_auroc(truth, one), st.macro_auroc(truth, two)))
+        got = st.image_covariance(truth, np.stack([own, other_own]))
+        drawn = st.bootstrap_means(st.weighted_auroc, truth, [[one], [two]], n=4000)
+        np.testing.assert_allclose(got, np.cov(drawn), rtol=0.12)
+        assert st.shared_covariance(got) == pytest.approx(got[0, 1])
+
+
+def test_components_of_what_has_no_curve_are_nan() -> None:
+    area, own = st.auroc_components(np.zeros(4, int), np.arange(4.0))
+    assert math.isnan(area)
+    assert np.isnan(own).all()
+    assert math.isnan(st.auroc_components(np.array([0, 1]), np.array([0.1, math.nan]))[0])

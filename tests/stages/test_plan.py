@@ -280,3 +280,31 @@ def test_the_hint_for_too_many_shots_is_enough(call, phantoms, protocols, ks, na
     assert call(*options, *fitting)[0] == 0
     more = [f"--set=protocols.{protocol}.k={int(k) + 1}" for protocol, k in hint]
     assert call(*options, *more)[0] == 2
+
+
+# --- what a study will be able to tell --------------------------------------------------------------
+
+
+def test_what_can_be_settled_is_said_for_each_test_set(call, phantoms, monkeypatch):
+    said = []
+    monkeypatch.setattr("app.runtime.Progress.say", lambda _, message, **__: said.append(message))
+    more = ["--set", "study.datasets=[breastmnist,pneumoniamnist]"]
+    assert planned(call, phantoms, *more, "--set", "study.seeds=[0,1,2]")[0] == 0
+    lines = [line for line in said if "settled" in line]
+    assert lines[0].startswith("BreastMNIST (SYNTHETIC), 156 test images, 3 seeds: differences in AUROC under 0.")
+    limits = [float(re.search(r"under ([\d.]+) cannot be settled", line)[1]) for line in lines]
+    assert [line[line.rindex("(") :] for line in lines[:2]] == [
+        "(finetune, linear_probe)",
+        "(few_shot, few_shot_frozen)",
+    ]
+    assert 0.05 < limits[0] < 0.09
+    assert max(limits[:2]) > min(limits[2:]), "more test images tell smaller differences apart"
+    said.clear()
+    assert planned(call, phantoms, "--overwrite", "--set", "study.seeds=[0]")[0] == 0
+    assert [line for line in said if "one seed cannot say how another would end" in line]
+
+
+def test_a_pilot_that_is_not_there_is_named(call, phantoms):
+    code, _, err = planned(call, phantoms, "--pilot", "none")
+    assert code == 66
+    assert "no run 'none'" in err

@@ -1,0 +1,71 @@
+"""What a study will be able to tell, said before anything is spent: a line for each test set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from app.data import Dataset
+from app.science.power import Detectable, Variances, detectable, macro_variance, paired_variance
+from app.science.protocols import PROTOCOLS
+from app.settings import Config
+from app.storage import Store
+
+# What is expected where there is no pilot: near the medians of the first study of RESULTS.md, 36 paired differences.
+AREA = 0.88  # AUROC
+CORRELATION = 0.8  # of two methods' AUROCs over the drawing of test images
+SEED = 0.02  # standard deviation of a paired difference over seeds
+DRAW = 0.04  # over the draws of one seed
+
+
+def expected(data: Dataset, draws: int | None) -> Variances:
+    """Variances of a paired difference on a test set; ``draws`` is None for a protocol that sees all labels."""
+    images = macro_variance(AREA, data.class_counts("test"), len(data.test))
+    return Variances(SEED**2 + (DRAW**2 / draws if draws else 0.0), paired_variance(images, CORRELATION))
+
+
+def of_pilot(store: Store, run_id: str) -> dict[tuple[str, str], Variances]:
+    """Median variances of a finished run's comparisons, by data set and protocol.
+
+    Raises:
+        InputError: there is no such run.
+    """
+    from app.report.collect import collect
+    from app.report.compare import Analysis
+
+    found: dict[tuple[str, str], list[Variances]] = {}
+    for c in Analysis(collect(store, run_id), resamples=1).comparisons:
+        if c.joint is not None and c.joint.known:
+            each = Variances(c.joint.spread * c.joint.n, c.joint.common)
+            found.setdefault((c.dataset, c.protocol), []).append(each)
+    return {key: Variances(median(v.seed for v in each), median(v.common for v in each)) for key, each in found.items()}
+
+
+def power_lines(config: Config, labelled: Sequence[Dataset], pilot: dict[tuple[str, str], Variances]) -> Iterator[str]:
+    """Say for each test set which differences in AUROC cannot be settled: those within the expected half-width."""
+    seeds = len(config.study.seeds)
+    for data in labelled:
+        head = f"{data.title}, {len(data.test):,} test images, {seeds} seed{'s' if seeds > 1 else ''}"
+        limits: dict[str, Detectable] = {}
+        for protocol in config.study.protocols:
+            draws = getattr(config.protocols, protocol).draws if PROTOCOLS[protocol].few else None
+            variances = pilot.get((data.name, protocol)) or expected(data, draws)
+            if (limit := detectable(variances, seeds)) is not None:
+                limits[protocol] = limit
+        if not limits:
+            why = "one seed cannot say how another would end" if seeds < 2 else "no class has a curve"
+            yield f"{head}: no difference in AUROC can be settled; {why}"
+            continue
+        same: dict[tuple[str, str], list[str]] = {}
+        for name, limit in limits.items():
+            same.setdefault((_up(limit.settled), _up(limit.found)), []).append(name)
+        for (low, high), names in same.items():
+            yield (
+                f"{head}: differences in AUROC under {low} cannot be settled, {high} is in 4 of 5 studies "
+                f"({', '.join(names)})"
+            )
+
+
+def _up(value: float) -> str:
+    return f"{math.ceil(value * 100) / 100:.2f}"
