@@ -1,17 +1,24 @@
-"""``python -m app``."""
+"""``python -m app``, and the command ``byol-med``."""
 
 import os
 import signal
 
-# Before a job listens for them, signals find nothing to save: "try again". As the first process of a
-# container we would not even be stopped by SIGTERM without a handler.
-for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, lambda *_: os._exit(75))
 
-# Threads that wait by spinning slow a step threefold as soon as they share a core with anything else, as
-# they do in a pod with a CPU limit; sleeping costs a few per cent on an idle machine. Read when torch loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+def start() -> None:
+    """Run the command line, and exit."""
+    # Before a job listens for them, signals find nothing to save: "try again". As the first process of a
+    # container we would not even be stopped by SIGTERM without a handler.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(75))
 
-from app.cli import main  # noqa: E402
+    # Threads that wait by spinning slow a step threefold as soon as they share a core with anything else, as
+    # they do in a pod with a CPU limit; sleeping costs a few per cent on an idle machine. Read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-main()
+    from app.cli import main
+
+    main()
+
+
+if __name__ == "__main__":
+    start()

@@ -16,7 +16,8 @@ from app.data_cli import data_app
 from app.errors import Interrupted, StorageError
 from app.exits import exit_code
 from app.models.cli import models_app
-from app.options import Asked, Seed, StoreUri, example, one_of, takes_settings, with_home
+from app.options import Asked, Seed, StoreUri, Version, example, one_of, takes_settings, with_home
+from app.upkeep.cli import upkeep_app
 
 if TYPE_CHECKING:
     from app.jobs.run import Run
@@ -24,17 +25,22 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="python -m app",
-    help="BYOL pretraining on unlabelled medical images, judged by fine-tuning, linear probes and few shots.",
     epilog="Start with: python -m app run --preset demo",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
 app.add_typer(models_app)
+app.add_typer(upkeep_app)
 app.add_typer(cluster_app)
 app.add_typer(bench_app, name="bench", epilog=example("bench --peers --json bench.json"))
+
+
+@app.callback()
+def root(version: Version = False) -> None:
+    """BYOL pretraining on unlabelled medical images, judged by fine-tuning, linear probes and few shots."""
+
 
 RunId = Annotated[str, typer.Option("--run-id", help="Name of the run, as `plan` printed it.")]
 OptionalRunId = Annotated[
@@ -267,15 +273,6 @@ def views(
     opened = _store(store)
     config = settle_data(opened, asked.config(asked.pretraining_source()))
     print(draw_views(Run(opened, "", config), method=name, seed=seed, out=out))
-
-
-@app.command(epilog=example("ls --store runs"))
-def ls(store: StoreUri = "runs", run_id: OptionalRunId = None) -> None:
-    """List the data and runs of a store, or the jobs of one run: done, running, begun or missing."""
-    from app.stages.listing import list_store
-
-    for line in list_store(_store(store), run_id):
-        print(line)
 
 
 def _store(uri: str) -> Store:

@@ -75,6 +75,33 @@ def _limit(folder: Path) -> float:
     return math.inf
 
 
+def available_memory() -> int | None:
+    """Return the bytes of memory that this process may still take, of the machine and its cgroup; None if unknown."""
+    free: list[int] = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            root = CGROUPS / controllers if controllers else CGROUPS
+            here = root / name.strip("/")
+            free += [left for folder in (here, *here.parents) if (left := _memory_left(folder)) is not None]
+    return min(free) if free else None
+
+
+def _memory_left(folder: Path) -> int | None:
+    """Bytes that a cgroup still allows; None without a limit. What its files hold in the cache can be let go."""
+    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):
+            most, now = int((folder / limit).read_text()), int((folder / used).read_text())
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            return max(0, most - now + int(statistics.get("inactive_file", 0)))
+    return None
+
+
 def home() -> Path | None:
     """Return the user's home folder; None without HOME for a user that no passwd file knows."""
     try:

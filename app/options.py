@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from app import __version__
 from app.errors import UsageError
 from app.machine import expand_home
 from app.quantities import threads
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
 StoreUri = Annotated[str, typer.Option("--store", help="Where data and runs are: a folder, or s3://bucket/prefix.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Names every random draw.")]
 
+
+def print_version(asked: bool) -> None:
+    """Print the version and exit."""
+    if asked:
+        print(f"byol-med {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+]
 Preset = Annotated[
     str | None,
     typer.Option(

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import app
 from app import cli
 from app.data import write_phantoms
 
@@ -54,7 +56,8 @@ def errors(stderr: str) -> list[str]:
 def test_every_stage_has_help_with_an_example(call):
     code, out, _ = call("--help")
     assert code == 0
-    for stage in ("plan", "pretrain", "downstream", "report", "run", "views", "ls", "predict", "embed", "export"):
+    stages = ("plan", "pretrain", "downstream", "report", "run", "views", "ls", "predict", "embed", "export")
+    for stage in (*stages, "doctor", "clean", "compare"):
         assert f" {stage} " in out
         code, text, _ = call(stage, "--help")
         assert code == 0
@@ -351,3 +354,17 @@ def test_the_home_of_nobody_is_said_to_be_unknown(call, phantoms, tmp_path, monk
     code, _, err = call(*args)
     assert (code, len(errors(err))) == (2, 1), err
     assert "~nobody-here" in err
+
+
+def test_the_version_is_the_packages(call):
+    assert call("--version")[:2] == (0, f"byol-med {app.__version__}\n")
+
+
+def test_the_console_script_is_the_command_line_and_completes_words():
+    """By Typer's own completion, as a shell calls it."""
+    scripts = tomllib.loads((Path(cli.__file__).parents[1] / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, name = scripts["byol-med"].partition(":")
+    code = f"import sys; sys.argv = ['byol-med']; from {module} import {name}; {name}()"
+    shell = {"_BYOL_MED_COMPLETE": "complete_bash", "COMP_WORDS": "byol-med pre", "COMP_CWORD": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | shell, capture_output=True, text=True)
+    assert done.stdout.split() == ["pretrain", "predict"], done.stderr

@@ -22,8 +22,9 @@ BELOW = {
     "cluster": GROUND,
     "stages": GROUND | {"data", "science", "storage", "jobs", "report", "cluster"},
     "models": GROUND | {"data", "science", "storage", "jobs", "report"},
+    "upkeep": GROUND | {"data", "storage", "jobs", "report", "cluster", "stages"},
     "bench": GROUND | {"data", "science", "storage", "jobs", "stages"},
-    "cli": GROUND | {"data", "science", "storage", "jobs", "report", "cluster", "stages", "models", "bench"},
+    "cli": GROUND | {"data", "science", "storage", "jobs", "report", "cluster", "stages", "models", "upkeep", "bench"},
 }
 ENTRY = {"cli", "data_cli", "__main__"}  # the modules beside the folders that stand on top of everything
 

@@ -110,6 +110,13 @@ class ArgoServer:
         """Return a workflow with its status; raises like ``create``."""
         return self._ask(lambda options: self._service.get_workflow(self.namespace, name, **options))
 
+    def version(self) -> str:
+        """Return the server's version; raises like ``create``."""
+        from argo_workflows.api import info_service_api
+
+        service = info_service_api.InfoServiceApi(self._service.api_client)
+        return str(self._ask(lambda options: service.get_version(**options)).get("version", "unknown version"))
+
     def _ask(self, call: Callable[[dict[str, Any]], Any]) -> Workflow:
         from argo_workflows.exceptions import ApiException
         from urllib3.exceptions import HTTPError

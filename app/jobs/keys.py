@@ -124,6 +124,11 @@ def encoder(run_id: str, init: str, digest: str) -> str:
     return f"{run(run_id)}/encoders/{init}-{digest[:12]}.safetensors"
 
 
+def probe(token: str) -> str:
+    """Key of an object by which a store is tried."""
+    return f"probe/{token}"
+
+
 def workflow(name: str) -> str:
     """Key of what became of a workflow."""
     return f"workflows/{name}.json"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.options import Asked, StoreUri, example, takes_settings
+from app.options import Asked, StoreUri, example, one_of, takes_settings
 
 models_app = typer.Typer()
 
@@ -17,6 +17,11 @@ Model = Annotated[
 ]
 Source = Annotated[Path, typer.Argument(help="An image, a folder of images, or an .npz in MedMNIST's layout.")]
 Split = Annotated[str, typer.Option("--split", help="Which images of an .npz: train, val or test.")]
+FitWord = Annotated[str, typer.Option("--fit", help="Images that are not square: pad them, or crop their centre.")]
+Frame = Annotated[int | None, typer.Option("--frame", min=1, help="Which frame of files that hold several.")]
+Unreadable = Annotated[
+    float, typer.Option("--max-unreadable", min=0, max=1, help="Share of the images that may be unreadable.")
+]
 DATA = ("sources", "data_root", "device", "threads")
 
 
@@ -33,6 +38,9 @@ def predict(
         Path | None, typer.Option("--heatmaps", help="Folder for a picture of where each image shows its class.")
     ] = None,
     split: Split = "test",
+    fit: FitWord = "pad",
+    frame: Frame = None,
+    max_unreadable: Unreadable = 0.01,
     store: StoreUri = "runs",
     *,
     asked: Asked,
@@ -41,6 +49,7 @@ def predict(
 
     Where the images are the study's own test images, the predictions have to be the recorded ones, to 1e-4.
     """
+    from app.data.reading import Fit, ReadOptions
     from app.models.heatmaps import draw_heatmaps
     from app.models.inputs import read_pictures
     from app.models.predict import (
@@ -56,6 +65,7 @@ def predict(
     from app.models.trained import find_job, load_trained
     from app.runtime import Progress, choose_device, prepare
 
+    options = ReadOptions(one_of("--fit", fit, Fit), frame, max_unreadable)
     if out is not None:
         writer_for(out)
     device = choose_device(asked.device or "auto")
@@ -65,7 +75,7 @@ def predict(
     if source is None:
         pictures = own_test_pictures(own_data(opened, trained, asked.sources or [], asked.data_root))
     else:
-        pictures = read_pictures(source, size=trained.size, split=split)
+        pictures = read_pictures(source, size=trained.size, split=split, options=options)
     prediction = predict_pictures(trained, pictures, device)
     if is_own_test(trained, pictures):
         check_own_test(opened, folder, prediction)
@@ -93,6 +103,9 @@ def embed(
     sheet: Annotated[Path, typer.Option("--sheet", help="PNG file for the neighbours.")] = Path("neighbours.png"),
     count: Annotated[int, typer.Option("--count", min=1, help="Neighbours to show.")] = 8,
     split: Split = "train",
+    fit: FitWord = "pad",
+    frame: Frame = None,
+    max_unreadable: Unreadable = 0.01,
     store: StoreUri = "runs",
     *,
     asked: Asked,
@@ -102,11 +115,13 @@ def embed(
     Nearest is what has the largest cosine of its features with the query's.
     """
     from app.data.files import atomic_write
+    from app.data.reading import Fit, ReadOptions
     from app.models.embed import embed_pictures, neighbour_sheet, write_features, writer_for
     from app.models.inputs import read_pictures
     from app.models.trained import encoder_size, find_job, load_encoder
     from app.runtime import choose_device, prepare
 
+    options = ReadOptions(one_of("--fit", fit, Fit), frame, max_unreadable)
     writer_for(out)
     device = choose_device(asked.device or "auto")
     prepare(device, asked.threads)
@@ -114,11 +129,14 @@ def embed(
     encoder, metadata = load_encoder(opened, folder)
     size = encoder_size(metadata)
     name = f"{opened.uri}/{folder}"
-    found = embed_pictures(encoder, read_pictures(source, size=size, split=split), model=name, device=device)
+    pictures = read_pictures(source, size=size, split=split, options=options)
+    found = embed_pictures(encoder, pictures, model=name, device=device)
     write_features(found, out)
     print(out)
     if neighbours is not None:
-        queries = embed_pictures(encoder, read_pictures(neighbours, size=size), model=name, device=device)
+        queries = embed_pictures(
+            encoder, read_pictures(neighbours, size=size, split=split, options=options), model=name, device=device
+        )
         with atomic_write(sheet) as file:
             file.write(neighbour_sheet(queries, found, count))
         print(sheet)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from app.data.datasets import image_shape
 from app.data.files import digest_of, open_npz
-from app.data.reading import read_squares
+from app.data.reading import ReadOptions, read_squares
 from app.runtime import Progress
 
 Images = NDArray[np.uint8]
@@ -53,20 +53,21 @@ class Pictures:
         return self
 
 
-def read_pictures(source: Path, *, size: int, split: str = "test") -> Pictures:
+def read_pictures(source: Path, *, size: int, split: str = "test", options: ReadOptions | None = None) -> Pictures:
     """Read the images to be looked at, and say in one line what was read and what was left out.
 
     Args:
         source: an image, a folder, or an .npz.
         size: height and width that the model takes; files are resized, an .npz must have it.
         split: which images of an .npz with splits.
+        options: what the user decides of reading files.
 
     Raises:
         InputError: there are no images, or they are damaged or of another size.
     """
     if source.suffix.lower() == ".npz":
         return _read_npz(source, size, split)
-    squares = read_squares(source, size)
+    squares = read_squares(source, size, options)
     Progress("images").say(f"{source}: {squares.reading.line()}")
     named = list(squares.items())
     return Pictures(

@@ -140,21 +140,8 @@ class Analysis:
         return {(c.dataset, c.protocol, c.method): c for c in self.comparisons if c.baseline == self.baseline}
 
     def _compare(self, dataset: str, protocol: str, method: str, baseline: str) -> Comparison:
-        ours, theirs = self.results(dataset, protocol, method), self.results(dataset, protocol, baseline)
-        common = {r.record.seed for r in ours} & {r.record.seed for r in theirs}
-        ours, theirs = _only(ours, common), _only(theirs, common)
-        seeds = paired_t_difference(_by_seed(ours), _by_seed(theirs))
-        y = self.study.test_labels.get(dataset)
-        if y is None or not ours or any(not r.draws for r in (*ours, *theirs)):
-            return Comparison(dataset, protocol, method, baseline, seeds, None)
-        joint = self._joint(y, ours, theirs)
-        samples = self._distribution(y, ours) - self._distribution(y, theirs)
-        images = percentile_interval(joint.mean, samples, len(y))
-        return Comparison(dataset, protocol, method, baseline, seeds, images, joint)
-
-    def _joint(self, y: Labels, ours: Sequence[Result], theirs: Sequence[Result]) -> Tested:
-        (areas, own), (others, their_own) = self.by_seed(y, ours), self.by_seed(y, theirs)
-        return mixed_interval(areas - others, shared_covariance(image_covariance(y, own - their_own)))
+        key, other = (dataset, protocol, method), (dataset, protocol, baseline)
+        return compare_cells(key, baseline, (self, self.results(*key)), (self, self.results(*other)))
 
     def by_seed(self, y: Labels, results: Sequence[Result]) -> tuple[Floats, Floats]:
         """AUROC of each seed, ascending, (S,), and what each test image adds to its error, (S, N): means over draws."""
@@ -168,13 +155,43 @@ class Analysis:
             self._components[result.record.key] = mean_components(y, result.draws)
         return self._components[result.record.key]
 
-    def _distribution(self, y: Labels, results: Sequence[Result]) -> NDArray[np.float64]:
+    def distribution(self, y: Labels, results: Sequence[Result]) -> NDArray[np.float64]:
         """Bootstrap means of some jobs; all see the same resamples (drawn from ``y`` and one seed)."""
         key = tuple(r.record.key for r in results)
         if key not in self._distributions:
             scores = [s for r in results for s in r.draws]
             self._distributions[key] = bootstrap_means(weighted_auroc, y, [scores], self.resamples)[0]
         return self._distributions[key]
+
+
+def compare_cells(
+    key: CellKey,
+    baseline: str,
+    ours: tuple[Analysis, tuple[Result, ...]],
+    theirs: tuple[Analysis, tuple[Result, ...]],
+    *,
+    same_images: bool = True,
+) -> Comparison:
+    """Subtract some jobs' AUROC from that of others, over the seeds that both have.
+
+    Args:
+        key: dataset, protocol and method, for which the comparison stands.
+        baseline: what is subtracted, by name.
+        ours: jobs, with the analysis of their study.
+        theirs: those that are subtracted, of the same study or another.
+        same_images: all were judged on the same test images; else there is no interval over images.
+    """
+    (us, mine), (them, others) = ours, theirs
+    common = {r.record.seed for r in mine} & {r.record.seed for r in others}
+    mine, others = _only(mine, common), _only(others, common)
+    seeds = paired_t_difference(_by_seed(mine), _by_seed(others))
+    y = us.study.test_labels.get(key[0])
+    if y is None or not mine or not same_images or any(not r.draws for r in (*mine, *others)):
+        return Comparison(*key, baseline, seeds, None)
+    (areas, own), (their_areas, their_own) = us.by_seed(y, mine), them.by_seed(y, others)
+    joint = mixed_interval(areas - their_areas, shared_covariance(image_covariance(y, own - their_own)))
+    images = percentile_interval(joint.mean, us.distribution(y, mine) - them.distribution(y, others), len(y))
+    return Comparison(*key, baseline, seeds, images, joint)
 
 
 def mean_components(y: Labels, draws: Sequence[NDArray[np.float64]]) -> tuple[float, Floats]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import jinja2
@@ -78,11 +77,18 @@ def make_report(store: Store, run_id: str) -> tuple[dict[str, bytes], ReportSumm
 
 def render_html(context: Mapping[str, Any]) -> str:
     """Render the page; everything but our own figures is escaped."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    return environment().get_template("page.html.j2").render(**context) + "\n"
+
+
+def environment() -> jinja2.Environment:
+    """Return what renders our templates: strict, and everything escaped."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("app.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    source = resources.files("app.report").joinpath("page.html.j2").read_text("utf-8")
-    return environment.from_string(source).render(**context) + "\n"
 
 
 def render_markdown(context: Mapping[str, Any]) -> str:

@@ -1,0 +1,1 @@
+"""Looking after a machine and a store: what is wrong here, what can go, how two runs compare."""
