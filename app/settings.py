@@ -21,6 +21,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Range = tuple[NotNegative, NotNegative]
+Budget = Count | Annotated[str, Field(pattern=r"^(100|[1-9]?\d(\.\d+)?)%$")]  # labels: so many per class, or a share
 
 
 class Section(BaseModel):
@@ -191,10 +192,18 @@ class Recipe(Section):
 
 
 class FewShotRecipe(Recipe):
-    """The recipe of a protocol that sees ``k`` images per class, in ``draws`` independent draws."""
+    """The recipe of a protocol that sees ``k`` images per class, in ``draws`` independent draws.
+
+    Attributes:
+        k: images per class.
+        draws: independent choices of them.
+        curve: further numbers of labels to train with, for the label curve: images per class, or shares such as
+            ``10%`` of all. None for no curve, and in plans that are older than it.
+    """
 
     k: Count
     draws: Count
+    curve: tuple[Budget, ...] | None = None
 
 
 class Recipes(Section):

@@ -15,6 +15,7 @@ RUNS = "runs"
 DATA, PHANTOMS = "data", "phantoms"  # copies of data sets, and synthetic ones
 PRETRAIN, DOWNSTREAM = "pretrain", "downstream"  # the kinds of jobs
 ENCODER, MODEL, HEAD = "encoder.safetensors", "model.safetensors", "head.safetensors"
+LABEL_CURVE = "label_curve.safetensors"
 CURVES, PREDICTIONS = "curves.jsonl", "predictions.csv"
 _RECORD, _LATEST, _CLAIM = "record.json", "latest.json", "claim.json"
 

@@ -188,6 +188,16 @@ class FewShotDraw(_Model):
     best_epoch: int
 
 
+class CurvePoint(_Model):
+    """A point of a label curve: a classifier trained on so many labels; ``budget``: k per class, or a share."""
+
+    budget: str
+    draw: int
+    labels: int
+    best_epoch: int
+    auroc: Number
+
+
 class DownstreamRecord(Record):
     """``record.json`` of a downstream job.
 
@@ -200,6 +210,7 @@ class DownstreamRecord(Record):
         draw_overlap: mean Jaccard index of two draws' images.
         thresholds: of the saved model, chosen on the validation split: one for P(1) if binary, one per label if
             multi-label, none otherwise; None in records older than them.
+        label_curve: what came of fewer and more labels; scores are in ``label_curve.safetensors``.
         encoder: the frozen encoder that the saved head is for; None if the saved model is whole, or none is kept.
     """
 
@@ -219,6 +230,7 @@ class DownstreamRecord(Record):
     draw_overlap: float | None
     thresholds: tuple[float, ...] | None = None
     encoder: Pointer | None = None
+    label_curve: tuple[CurvePoint, ...] = ()
 
 
 # --- publishing and reading

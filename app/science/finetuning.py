@@ -215,7 +215,7 @@ def _fit_head(
         logits: Tensor = head(x_val)
         return logits
 
-    with _one_thread():
+    with one_thread():
         training = _Training(head, train_step, predict_val, train=train, val=val, recipe=recipe, task=task, key=key)
         if resume is not None:
             training.restore(resume)
@@ -227,7 +227,7 @@ def _fit_head(
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Compute on one CPU thread meanwhile: to wake others takes longer than a linear layer's few operations."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -269,7 +269,7 @@ class _Training:
         self.optimizer = build_optimizer(
             recipe.optimizer, [trained], learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
-        self.per_epoch = len(list(_batches(len(self.labels), recipe.batch_size, (*key, 0))))
+        self.per_epoch = len(list(batches(len(self.labels), recipe.batch_size, (*key, 0))))
         self.total_steps = recipe.epochs * self.per_epoch
         self.step = 0
         self.restored_at: int | None = None  # the step at which it was continued
@@ -320,8 +320,8 @@ class _Training:
         """Train to the end, and leave the module as it was at its best epoch."""
         for epoch in range(max(0, self.step - 1) // self.per_epoch + 1, self.recipe.epochs + 1):
             self.trained.train()
-            batches = list(_batches(len(self.labels), self.recipe.batch_size, (*self.key, epoch)))
-            for at in batches[self.step - (epoch - 1) * self.per_epoch :]:
+            order = list(batches(len(self.labels), self.recipe.batch_size, (*self.key, epoch)))
+            for at in order[self.step - (epoch - 1) * self.per_epoch :]:
                 self.advance(at.to(self.labels.device))
                 after_step(self.step, self.state)
             self.validate(epoch)
@@ -395,8 +395,9 @@ def _restoring() -> Iterator[None]:
         raise Misfit(f"{type(error).__name__}: {error}") from error
 
 
-def _batches(count: int, batch_size: int, key: tuple[int | str, ...]) -> Iterator[Tensor]:
-    batches = list(epoch_order(count, "downstream", *key).split(batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:  # BatchNorm cannot train on one image
-        batches[-2:] = [torch.cat(batches[-2:])]
-    yield from batches
+def batches(count: int, batch_size: int, key: tuple[int | str, ...]) -> Iterator[Tensor]:
+    """Yield the places of each batch of an epoch, in an order drawn from ``key``."""
+    order = list(epoch_order(count, "downstream", *key).split(batch_size))
+    if len(order) > 1 and len(order[-1]) == 1:  # BatchNorm cannot train on one image
+        order[-2:] = [torch.cat(order[-2:])]
+    yield from order

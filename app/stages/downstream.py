@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from app.config import identity
 from app.data import Dataset, draw_overlap, few_shot_draw
@@ -28,6 +29,7 @@ from app.science.networks import Classifier, Encoder, to_float
 from app.science.protocols import PROTOCOLS
 from app.settings import Config, FewShotRecipe, ProtocolName, Recipe
 from app.stages.kernel_choice import choose_kernels
+from app.stages.label_curve import LabelCurve
 from app.stages.outcome import Outcome, best_of, curves_jsonl, keep_best_model, mean_of, predictions_csv
 from app.stages.weights import Weights, describe, initial_weights, keep_encoder
 
@@ -74,7 +76,7 @@ def run(
         device = choose_device(config.runtime.device)
         prepare(device, config.runtime.threads)
         work = Evaluation(run, job, data, weights, protocol, seed, device)
-        total = work.draws * work.recipe.epochs
+        total = work.draws * work.recipe.epochs + (len(work.curve.trials) if work.curve else 0)
         if (state := job.restore()) is not None:
             with job.resuming():
                 work.restore(state)
@@ -84,6 +86,7 @@ def run(
         with progress.bar(total, work.epochs_done) as bar:
             while len(work.outcomes) < work.draws:
                 work.run_draw(bar.advance)
+            work.run_curve(bar.advance)
         files, encoder = work.files()
         return job.publish(files, work.record(encoder))
 
@@ -125,6 +128,7 @@ class Evaluation:
         self.test = Labelled.of(data.test.images, data.test.labels, device)
         self.chosen = [choose_images(data, few.k, seed, draw, protocol) for draw in range(few.draws)] if few else []
         self.outcomes: list[Outcome] = []
+        self.curve = LabelCurve(data, few, self.kind, seed, self.build, self.head) if few and few.curve else None
         self.fit_state: dict[str, Any] | None = None
         self.kernels: Table | None = None  # until they are chosen
         self.began_on = machine_of(self.device)
@@ -137,7 +141,10 @@ class Evaluation:
     @property
     def epochs_done(self) -> int:
         """Epochs of all draws that a checkpoint had behind it."""
-        return len(self.outcomes) * self.recipe.epochs + len(self.fit_state["curves"] if self.fit_state else ())
+        points = len(self.curve.points) if self.curve else 0
+        return (
+            len(self.outcomes) * self.recipe.epochs + len(self.fit_state["curves"] if self.fit_state else ()) + points
+        )
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what ``state`` returned."""
@@ -145,15 +152,47 @@ class Evaluation:
         if self.outcomes and self.outcomes[best_of(self.outcomes)].model is None:
             raise ValueError("the best draw has no model")
         self.fit_state, self.seconds_before = state["fit"], float(state["seconds"])
+        if self.curve is not None:
+            self.curve.restore(state.get("label_curve", []))
         self.kernels = table_of(state.get("kernels", {}))
         self.began_on = state.get("machine", self.began_on)
 
-    def state(self, fit_state: dict[str, Any]) -> dict[str, Any]:
-        """Return everything needed to go on, in the midst of the training whose state is ``fit_state``."""
+    def state(self, fit_state: dict[str, Any] | None) -> dict[str, Any]:
+        """Return everything needed to go on, in the midst of the training whose state is ``fit_state``, if any is."""
         outcomes = [outcome.state() for outcome in self.outcomes]
         kernels = names_of(self.kernels or {})
         job = {"seconds": self.seconds, "kernels": kernels, "machine": self.began_on}
-        return {"outcomes": outcomes, "fit": fit_state} | job
+        curve = {"label_curve": self.curve.state()} if self.curve else {}
+        return {"outcomes": outcomes, "fit": fit_state} | curve | job
+
+    def build(self, draw: int) -> Classifier:
+        """Make the classifier of a draw, as it is before training."""
+        classifier = build_classifier(self.run, self.data, self.weights, self.seed, draw).to(self.device)
+        use(classifier, self.kernels or {})
+        return classifier
+
+    def head(self, encoder: Encoder, draw: int) -> nn.Linear:
+        """Make the linear layer of a draw, as it is before training."""
+        return build_head(encoder, self.data, self.seed, draw).to(self.device)
+
+    def run_curve(self, advance: Callable[[], None]) -> None:
+        """Train and judge on fewer and more labels, if that is asked for."""
+        if self.curve is None:
+            return
+        if self.kind.frozen:  # already, unless all draws are from a checkpoint
+            self.val, self.test = (data.encoded(self.curve.encoder) for data in (self.val, self.test))
+        steps = sum(outcome.fit.steps for outcome in self.outcomes)
+
+        def check() -> None:
+            points = len(self.curve.points) if self.curve else 0
+            self.job.after_step(steps + points, lambda: self.state(None), f"point {points} of the label curve")
+
+        def done(trials: int) -> None:
+            for _ in range(trials):
+                advance()
+            check()
+
+        self.curve.run(self.train, self.val, self.test, check=check, done=done)
 
     def run_draw(self, after_epoch: Callable[[], None]) -> None:
         """Train and judge the next draw.
@@ -162,7 +201,7 @@ class Evaluation:
             CollapseError: the loss is not finite; the curves of all draws are kept.
         """
         draw = len(self.outcomes)
-        classifier = build_classifier(self.run, self.data, self.weights, self.seed, draw).to(self.device)
+        classifier = self.build(draw)
         train = self.train.take(self.chosen[draw]) if self.kind.few else self.train
         if self.kernels is None:
             self.kernels = self.choose_kernels(classifier, len(train.labels))
@@ -242,6 +281,8 @@ class Evaluation:
             files[keys.MODEL] = dump_weights(best.model, describe(self.run.config, self.data.synthetic, **about))
         if self.kind.few:
             files |= {keys.draw_predictions(d): predictions_csv(o.scores) for d, o in enumerate(self.outcomes)}
+        if self.curve is not None and self.curve.points:
+            files[keys.LABEL_CURVE] = self.curve.scores_file()
         return files, encoder
 
     def record(self, encoder: Pointer | None) -> DownstreamRecord:
@@ -280,6 +321,7 @@ class Evaluation:
             draw_overlap=draw_overlap(self.chosen) if few else None,
             thresholds=None if best.thresholds is None else tuple(best.thresholds),
             encoder=encoder,
+            label_curve=self.curve.record() if self.curve else (),
             timings={"seconds": round(self.seconds, 3)},
             finished=now(),
         )
@@ -290,6 +332,12 @@ def build_classifier(run: Run, data: Dataset, weights: Weights, seed: int, draw:
     encoder = build_encoder(run, weights, seed)
     torch.manual_seed(generator("head", data.name, seed, draw).initial_seed())
     return Classifier(encoder, n_outputs(data.task, data.n_classes))
+
+
+def build_head(encoder: Encoder, data: Dataset, seed: int, draw: int) -> nn.Linear:
+    """Make the linear layer alone, equal to that of ``build_classifier``."""
+    torch.manual_seed(generator("head", data.name, seed, draw).initial_seed())
+    return Classifier(encoder, n_outputs(data.task, data.n_classes)).head
 
 
 def build_encoder(run: Run, weights: Weights, seed: int) -> Encoder:

@@ -40,7 +40,7 @@ from app.runtime import Progress
 from app.science.protocols import PROTOCOLS
 from app.settings import Config
 from app.stages.fallback import settle_data
-from app.stages.power import of_pilot, power_lines
+from app.stages.power import curve_lines, of_pilot, power_lines
 from app.storage import Store
 
 SAMPLE_COLUMNS, SAMPLE_SCALE = 12, 3
@@ -85,7 +85,8 @@ def plan(
         raise InputError("plan: some data sets are real and some are phantoms; use one kind in one run")
     _check_few_shot(config, labelled)
     overlap = _overlap(unlabelled, labelled, strict=strict_overlap) if unlabelled else None
-    for line in power_lines(config, labelled, of_pilot(store, pilot) if pilot else {}):
+    said = power_lines(config, labelled, of_pilot(store, pilot) if pilot else {})
+    for line in (*said, *curve_lines(config, labelled)):
         Progress("plan").say(line)
     described = describe(labelled, unlabelled)
     science = {

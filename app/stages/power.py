@@ -10,6 +10,7 @@ from app.data import Dataset
 from app.science.power import Detectable, Variances, detectable, macro_variance, paired_variance
 from app.science.protocols import PROTOCOLS
 from app.settings import Config
+from app.stages.budgets import budgets
 from app.storage import Store
 
 # What is expected where there is no pilot: near the medians of the first study of RESULTS.md, 36 paired differences.
@@ -40,6 +41,15 @@ def of_pilot(store: Store, run_id: str) -> dict[tuple[str, str], Variances]:
             each = Variances(c.joint.spread * c.joint.n, c.joint.common)
             found.setdefault((c.dataset, c.protocol), []).append(each)
     return {key: Variances(median(v.seed for v in each), median(v.common for v in each)) for key, each in found.items()}
+
+
+def curve_lines(config: Config, labelled: Sequence[Dataset]) -> Iterator[str]:
+    """Say which points of label curves are left out, for want of labels."""
+    for protocol in config.study.protocols:
+        for data in labelled if PROTOCOLS[protocol].few else ():
+            if lacking := budgets(getattr(config.protocols, protocol), data)[1]:
+                asked = ", ".join(map(str, lacking))
+                yield f"{data.title}, {protocol}: the label curve leaves out k = {asked}, more than a class has images"
 
 
 def power_lines(config: Config, labelled: Sequence[Dataset], pilot: dict[tuple[str, str], Variances]) -> Iterator[str]:

@@ -130,7 +130,7 @@ def test_nan_ends_with_76_and_keeps_the_curves(make_run, monkeypatch, protocol):
 
 @pytest.mark.parametrize("protocol", ["linear_probe", "few_shot_frozen"])
 def test_a_frozen_encoder_sees_every_set_once(make_run, monkeypatch, protocol):
-    """Validation and test images once for all draws, the training images of each draw when it comes."""
+    """Validation and test images once for all draws, the few of each draw when it comes, all for the label curve."""
     run, seen = make_run("a"), []
     original = finetuning.encode
 
@@ -141,7 +141,7 @@ def test_a_frozen_encoder_sees_every_set_once(make_run, monkeypatch, protocol):
     monkeypatch.setattr(finetuning, "encode", encode)
     record = train(run, protocol)
     draws, few = len(record["draws"]), 2 * run.config.protocols.few_shot_frozen.k
-    assert sorted(seen) == sorted([16, 16, *([few] * draws if draws else [24])])
+    assert sorted(seen) == sorted([16, 16, *[few] * draws, 24])
     # and these are the scores of the saved head on the encoder that it names, run anew
     folder = Path(run.store.uri) / "runs/r/downstream" / record["key"]
     assert sorted(name for name in record["files"] if name.endswith("safetensors")) == ["head.safetensors"]

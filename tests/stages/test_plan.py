@@ -304,6 +304,17 @@ def test_what_can_be_settled_is_said_for_each_test_set(call, phantoms, monkeypat
     assert [line for line in said if "one seed cannot say how another would end" in line]
 
 
+def test_points_of_the_label_curve_without_labels_are_named(call, phantoms, monkeypatch):
+    said = []
+    monkeypatch.setattr("app.runtime.Progress.say", lambda _, message, **__: said.append(message))
+    assert planned(call, phantoms, "--set", "protocols.few_shot_frozen.curve=[1,900,5000]")[0] == 0
+    [line] = [line for line in said if "label curve" in line]
+    assert line == (
+        "BreastMNIST (SYNTHETIC), few_shot_frozen: the label curve leaves out k = 900, 5000, "
+        "more than a class has images"
+    )
+
+
 def test_a_pilot_that_is_not_there_is_named(call, phantoms):
     code, _, err = planned(call, phantoms, "--pilot", "none")
     assert code == 66
