@@ -29,7 +29,8 @@ class Check:
         reading: what was done with the files.
         sides: how many images by width and height.
         depths: how many by bits of a sample, and whether in colours.
-        patients: how many there are; None where none is known of all images.
+        patients: how many are known.
+        unknown: of how many images the patient is not known.
         equal: groups of images whose pixels, at ``SIZE``, are equal, by name.
         near: pairs of images of nearly the same pixels.
     """
@@ -37,7 +38,8 @@ class Check:
     reading: Reading
     sides: Counter[tuple[int, int]]
     depths: Counter[str]
-    patients: int | None
+    patients: int
+    unknown: int
     equal: list[list[str]]
     near: list[tuple[str, str]]
 
@@ -50,7 +52,7 @@ class Check:
             self.reading.line(),
             f"sizes: {low:,} to {high:,} px at the longer side, {len(self.sides)} different ones{sides}",
             f"depths: {', '.join(f'{count} {what}' for what, count in self.depths.most_common())}",
-            f"patients: {'not known from the files' if self.patients is None else self.patients}",
+            f"patients: {self.patients}{f'; not known of {self.unknown} images' if self.unknown else ''}",
             f"equal images: {_listed([' = '.join(group) for group in self.equal])}",
             f"nearly equal images: {_listed([f'{one} = {other}' for one, other in self.near])}",
         ]
@@ -62,6 +64,7 @@ class Check:
             "sizes": [[width, height, count] for (width, height), count in self.sides.most_common()],
             "depths": dict(self.depths),
             "patients": self.patients,
+            "images_without_patient": self.unknown,
             "equal": self.equal,
             "near": [list(pair) for pair in self.near],
         }
@@ -90,9 +93,9 @@ def check_images(
     squares = read_squares(source, SIZE, options, progress)
     images = np.stack(list(squares))
     names = [seen.name for seen in squares.seen]
-    patients: set[str | None] = {seen.patient for seen in squares.seen}
+    patients: list[str | None] = [seen.patient for seen in squares.seen]
     if patient_regex is not None:
-        patients = set(find_patients(squares.paths, patient_regex))
+        patients = [*find_patients(squares.paths, patient_regex)]
     if sheet is not None:
         with atomic_write(sheet) as file:
             file.write(contact_sheet(images))
@@ -100,7 +103,8 @@ def check_images(
         reading=squares.reading,
         sides=Counter((seen.width, seen.height) for seen in squares.seen),
         depths=Counter(f"{'colour' if seen.channels == 3 else 'gray'} of {seen.depth} bits" for seen in squares.seen),
-        patients=None if None in patients else len(patients),
+        patients=len({*patients} - {None}),
+        unknown=patients.count(None),
         equal=[[names[place] for place in group] for group in equal_groups(images)],
         near=[(names[a], names[b]) for a, b in near_pairs(images) if not np.array_equal(images[a], images[b])],
     )
