@@ -107,6 +107,20 @@ def bench_views(
         print(line)
 
 
+@bench_app.command(name="import", epilog=example("bench import --count 20000 --side 512"))
+def bench_import(
+    count: Annotated[int, typer.Option("--count", min=10, help="Of the pictures.")] = 2_000,
+    side: Annotated[int, typer.Option("--side", min=8, help="Of the pictures, in pixels.")] = 512,
+    size: Annotated[int, typer.Option("--size", min=8, help="That they are resized to.")] = 64,
+    rounds: Rounds = 3,
+) -> None:
+    """Compare the import of own images with a plain loop over Pillow on one core."""
+    from app.bench.reading import bench_import as measure
+
+    for line in measure(count=count, side=side, size=size, rounds=rounds):
+        print(line)
+
+
 @bench_app.command(epilog=example("bench checkpoint --preset demo --store s3://bucket/prefix --every 60"))
 @takes_settings(*DATA)
 def checkpoint(

@@ -18,6 +18,7 @@ from app import cli
 from app.bench.checkpoint import Turn, _ratio, _summary, bench_checkpoint
 from app.bench.pairs import bench_images, bench_probe, bench_views
 from app.bench.peers import build_peers
+from app.bench.reading import bench_import
 from app.bench.step import (
     PARTS,
     bench_step,
@@ -221,3 +222,10 @@ def test_bench_writes_its_figures(settings, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "images a second" in result.output
     assert json.loads(out.read_text())["settings"]["images"] == 40
+
+
+def test_an_import_takes_turns_with_a_plain_loop(capfd: pytest.CaptureFixture[str]) -> None:
+    lines = list(bench_import(count=40, side=32, size=28, rounds=1))
+    assert [line.split(":")[0] for line in lines] == ["import", "a plain loop", "import over a plain loop"]
+    assert all(re.search(r"\d+ images a second, \d\.\d\d GB at most", line) for line in lines[:2])
+    assert "drawing 40 pictures of 32 px" in capfd.readouterr().err

@@ -386,8 +386,13 @@ class TestNearlyEqual:
         pictures = np.stack([picture(n, 64) for n in range(40)])
         brighter = np.clip(pictures[7].astype(int) * 9 // 10 + 10, 0, 255).astype(np.uint8)
         assert list(near_pairs(np.concatenate([pictures, brighter[None]]))) == [(7, 40)]
-        assert list(near_pairs(pictures[:5], pictures[3:])) == [(3, 0), (4, 1)]
+        assert list(near_pairs(pictures[:5], np.stack([brighter, *pictures[3:8]]))) == []
+        assert list(near_pairs(pictures[5:9], np.stack([brighter, pictures[7]]))) == [(2, 0)]
 
-    def test_images_without_contrast_are_near_to_equal_ones_alone(self) -> None:
-        flat = np.stack([np.full((28, 28), level, np.uint8) for level in (0, 0, 200)])
-        assert list(near_pairs(flat)) == [(0, 1)]
+    def test_equal_ones_are_not_nearly_equal_however_many_they_are(self) -> None:
+        flat = np.stack([np.full((28, 28), level, np.uint8) for level in [0] * 3000 + [200]])
+        assert list(near_pairs(flat)) == []
+
+    def test_one_stands_for_those_equal_to_it(self) -> None:
+        brighter = np.clip(picture(7, 64).astype(int) * 9 // 10 + 10, 0, 255).astype(np.uint8)
+        assert list(near_pairs(np.stack([picture(7, 64), brighter, picture(7, 64), brighter]))) == [(0, 1)]

@@ -106,7 +106,7 @@ def check_images(
         patients=len({*patients} - {None}),
         unknown=patients.count(None),
         equal=[[names[place] for place in group] for group in equal_groups(images)],
-        near=[(names[a], names[b]) for a, b in near_pairs(images) if not np.array_equal(images[a], images[b])],
+        near=[(names[a], names[b]) for a, b in near_pairs(images)],
     )
 
 

@@ -25,25 +25,33 @@ def perceptual_hashes(images: Sequence[Images] | Images) -> NDArray[np.uint64]:
 
 
 def near_pairs(first: Images, second: Images | None = None) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of places of images that are nearly the same, equal ones too.
+    """Yield the pairs of places of images that are nearly the same, and not equal.
 
-    Nearly: their hashes differ in ``BITS`` at most, and their pixels correlate by ``CORRELATION`` at least.
+    Nearly: their hashes differ in ``BITS`` at most, and their pixels correlate by ``CORRELATION`` at least. Of images
+    that are equal, the first stands for all.
 
     Args:
         first: uint8 (N, H, W) or (N, H, W, 3).
         second: likewise, of the same size; None: each pair within ``first`` once.
     """
-    ours = perceptual_hashes(first)
-    theirs = ours if second is None else perceptual_hashes(second)
+    ours = _distinct(first)
+    theirs = ours if second is None else _distinct(second)
     others = first if second is None else second
+    hashes = perceptual_hashes([first[place] for place in ours])
+    their_hashes = hashes if second is None else perceptual_hashes([others[place] for place in theirs])
     for begin in range(0, len(ours), BLOCK):
-        close = np.bitwise_count(ours[begin : begin + BLOCK, None] ^ theirs[None]) <= BITS
+        close = np.bitwise_count(hashes[begin : begin + BLOCK, None] ^ their_hashes[None]) <= BITS
         for here, there in zip(*np.nonzero(close), strict=True):
-            one, other = int(here) + begin, int(there)
+            one, other = ours[int(here) + begin], theirs[int(there)]
             if second is None and one >= other:
                 continue
-            if _correlation(first[one], others[other]) >= CORRELATION:
+            if _alike(first[one], others[other]):
                 yield one, other
+
+
+def _distinct(images: Images) -> list[int]:
+    """Return the place of the first of each group of images whose pixels are equal."""
+    return sorted({mark: place for place, mark in reversed(list(enumerate(fingerprints(images))))}.values())
 
 
 def equal_groups(images: Images) -> list[list[int]]:
@@ -54,11 +62,11 @@ def equal_groups(images: Images) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _correlation(one: Images, other: Images) -> float:
-    """Pearson's correlation of two images' gray levels; 1 for two that are equal, 0 beside one without contrast."""
+def _alike(one: Images, other: Images) -> bool:
+    """Whether the gray levels of two images that are not equal correlate by ``CORRELATION``, as Pearson has it."""
     a, b = (np.asarray(Image.fromarray(image).convert("L"), np.float64).ravel() for image in (one, other))
     if np.array_equal(a, b):
-        return 1.0
+        return not np.array_equal(one, other)
     a, b = a - a.mean(), b - b.mean()
     norm = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / norm if norm else 0.0
+    return norm > 0 and float(a @ b) / norm >= CORRELATION

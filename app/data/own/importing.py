@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.data.datasets import SPLITS
-from app.data.files import Images, atomic_write, digest_of
+from app.data.files import Images, atomic_write
 from app.data.origin import CLASS_NAMES, DESCRIPTION, FILES, PATIENTS
 from app.data.own.duplicates import equal_groups, near_pairs
 from app.data.own.labels import MULTI_LABEL, Labels, LabelSource, find_labels
@@ -131,11 +131,7 @@ def import_images(
     across_equal = [
         (names[one], names[other]) for group in equal for one, other in pairwise(group) if splits[one] != splits[other]
     ]
-    across_near = [
-        (names[one], names[other])
-        for one, other in near_pairs(images)
-        if splits[one] != splits[other] and not np.array_equal(images[one], images[other])
-    ]
+    across_near = [(names[one], names[other]) for one, other in near_pairs(images) if splits[one] != splits[other]]
     if options.anonymise and patients is not None:
         patients = _numbered(patients)
     result = Import(
@@ -150,7 +146,7 @@ def import_images(
         near=across_near,
         size=size,
     )
-    description = _describe(result, folder, _checksum(path_of, known.names), options)
+    description = _describe(result, folder, _checksum(squares.paths, [seen.sha256 for seen in squares.seen]), options)
     _write(out, images, replace(known, names=names, patients=patients, splits=splits), description)
     return result
 
@@ -192,11 +188,11 @@ def _patients_by_split(patients: list[str] | None, splits: list[str]) -> dict[st
     return {name: sum(split == name for _, split in pairs) for name in SPLITS}
 
 
-def _checksum(path_of: dict[str, Path], names: Sequence[str]) -> str:
-    """SHA-256 of the sorted list of the files' names and SHA-256."""
+def _checksum(paths: Sequence[str], digests: Sequence[str]) -> str:
+    """SHA-256 of the sorted list of the files' paths and SHA-256."""
     digest = hashlib.sha256()
-    for name in sorted(names):
-        digest.update(f"{digest_of(path_of[name])}  ".encode() + name.encode("utf-8", "surrogateescape") + b"\n")
+    for path, of_file in sorted(zip(paths, digests, strict=True)):
+        digest.update(f"{of_file}  ".encode() + path.encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()
 
 

@@ -83,6 +83,7 @@ class Seen:
         depth: bits of a sample in the file.
         channels: 1, or 3 for colours.
         patient: a digest of whose image it is, where the file says so; never to be written anywhere.
+        sha256: of the file, hex.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Seen:
     depth: int
     channels: int
     patient: str | None
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class Raster:
         notes: what was done to them, in words that are counted.
         depth: bits of a sample in the file.
         patient: a digest of whose image it is, to tell patients apart; never to be written anywhere.
+        sha256: of the file, hex.
     """
 
     pixels: NDArray[Any]
@@ -116,6 +119,7 @@ class Raster:
     notes: tuple[str, ...] = ()
     depth: int = 8
     patient: str | None = None
+    sha256: str = ""
 
 
 def frame_of(count: int, frame: int | None) -> int:

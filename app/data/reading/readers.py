@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.data.files import file_error
@@ -76,4 +77,4 @@ def read_raster(file: Path, options: ReadOptions | None = None) -> Raster:
         raise file_error(error, file, "reading") from error
     if not data:
         raise Unreadable("empty")
-    return reader.read(data, options or ReadOptions())
+    return replace(reader.read(data, options or ReadOptions()), sha256=hashlib.sha256(data).hexdigest())

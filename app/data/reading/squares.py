@@ -239,7 +239,7 @@ def _square_of(file: Path, size: int, options: ReadOptions) -> Read | Unreadable
         return error
     height, width = raster.pixels.shape[:2]
     square = _square(raster, size, options)
-    seen = Seen(file.name, width, height, raster.depth, 3 if square.ndim == 3 else 1, raster.patient)
+    seen = Seen(file.name, width, height, raster.depth, 3 if square.ndim == 3 else 1, raster.patient, raster.sha256)
     return square, replace(raster, pixels=np.empty(0)), seen  # the pixels in full size are let go
 
 
