@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Literal, TypeVar
 
 import numpy as np
+import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
@@ -17,6 +19,7 @@ from app.data import say_overlap
 from app.errors import InputError
 from app.jobs import keys
 from app.jobs.records import DownstreamRecord, Experiment, Plan, PlannedJob, PretrainRecord, Record, read_verified
+from app.science.statistics import auroc_components
 from app.storage import MissingObject, Store
 
 Scores = NDArray[np.float64]
@@ -36,16 +39,29 @@ class PretrainRun:
 
 
 @dataclass(frozen=True)
+class CurveMean:
+    """A point of a job's label curve, draws averaged: AUROC, and what each test image adds to its error, (N,)."""
+
+    budget: str
+    labels: float
+    draws: int
+    area: float
+    components: NDArray[np.float64] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Result:
     """A finished downstream job with its test scores, each of shape (N, C).
 
     ``chosen`` belongs to the saved model and ``draws`` to every few-shot draw (otherwise it holds
-    ``chosen`` alone). What is missing or damaged stays empty, and ``Study.missing`` says so.
+    ``chosen`` alone); ``curve`` has the points of its label curve but for the one of ``draws``. What is missing or
+    damaged stays empty, and ``Study.missing`` says so.
     """
 
     record: DownstreamRecord
     chosen: Scores | None = field(repr=False, default=None)
     draws: tuple[Scores, ...] = field(repr=False, default=())
+    curve: tuple[CurveMean, ...] = field(repr=False, default=())
 
 
 @dataclass(frozen=True)
@@ -187,6 +203,27 @@ def _predictions(store: Store, folder: str, name: str, record: DownstreamRecord,
     return scores
 
 
+def _label_curve(store: Store, folder: str, record: DownstreamRecord, truth: Labels) -> tuple[CurveMean, ...]:
+    try:
+        tensors = safetensors.numpy.load(_read_listed(store, folder, keys.LABEL_CURVE, record))
+    except safetensors.SafetensorError as error:
+        raise _Damaged(f"{keys.LABEL_CURVE} is damaged ({error})") from error
+    points = []
+    for budget, trained in groupby(record.label_curve, key=lambda point: point.budget):
+        labels = [point.labels for point in trained]
+        scores = tensors.get(budget)
+        if scores is None or scores.ndim != 3 or scores.shape[:2] != (len(labels), len(truth)):
+            raise _Damaged(f"{keys.LABEL_CURVE} is damaged (not the scores of {len(labels)} draws for {budget})")
+        points.append(CurveMean(budget, float(np.mean(labels)), len(labels), *mean_components(truth, list(scores))))
+    return tuple(points)
+
+
+def mean_components(y: Labels, draws: Sequence[Scores]) -> tuple[float, NDArray[np.float64]]:
+    """Mean AUROC of a job's draws, and what each test image adds to its error, (N,)."""
+    each = [auroc_components(y, scores) for scores in draws]
+    return float(np.mean([area for area, _ in each])), np.asarray(np.mean([own for _, own in each], axis=0))
+
+
 def _curves(store: Store, folder: str, record: PretrainRecord) -> tuple[Mapping[str, float], ...]:
     lines = _read_listed(store, folder, keys.CURVES, record).splitlines()
     try:
@@ -306,6 +343,8 @@ def _downstream(
             if names:
                 draws = tuple(_predictions(store, folder, name, record, truth) for name in names)
                 result = Result(record, chosen, draws)
+            if record.label_curve and truth is not None:
+                result = replace(result, curve=_label_curve(store, folder, record, truth))
         except _Damaged as error:
             missing.append(Missing("downstream", key, f"{error}; its metrics are shown all the same"))
         cells.setdefault((record.dataset, record.protocol, record.method), []).append(result)

@@ -11,12 +11,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from app.report.collect import CellKey, Labels, Result, Study
+from app.report.collect import CellKey, Labels, Result, Study, mean_components
 from app.science.statistics import (
     Floats,
     Interval,
     Tested,
-    auroc_components,
     bootstrap_means,
     delong_interval,
     holm,
@@ -146,11 +145,12 @@ class Analysis:
     def by_seed(self, y: Labels, results: Sequence[Result]) -> tuple[Floats, Floats]:
         """AUROC of each seed, ascending, (S,), and what each test image adds to its error, (S, N): means over draws."""
         seeds = sorted({r.record.seed for r in results})
-        found = [[self._components_of(y, r) for r in results if r.record.seed == seed] for seed in seeds]
+        found = [[self.components_of(y, r) for r in results if r.record.seed == seed] for seed in seeds]
         areas = np.array([np.mean([area for area, _ in jobs]) for jobs in found])
         return areas, np.stack([np.mean([own for _, own in jobs], axis=0) for jobs in found])
 
-    def _components_of(self, y: Labels, result: Result) -> tuple[float, Floats]:
+    def components_of(self, y: Labels, result: Result) -> tuple[float, Floats]:
+        """Mean AUROC of a job's draws, and what each test image adds to its error, (N,)."""
         if result.record.key not in self._components:
             self._components[result.record.key] = mean_components(y, result.draws)
         return self._components[result.record.key]
@@ -192,12 +192,6 @@ def compare_cells(
     joint = mixed_interval(areas - their_areas, shared_covariance(image_covariance(y, own - their_own)))
     images = percentile_interval(joint.mean, us.distribution(y, mine) - them.distribution(y, others), len(y))
     return Comparison(*key, baseline, seeds, images, joint)
-
-
-def mean_components(y: Labels, draws: Sequence[NDArray[np.float64]]) -> tuple[float, Floats]:
-    """Mean AUROC of a job's draws, and what each test image adds to its error, (N,)."""
-    each = [auroc_components(y, scores) for scores in draws]
-    return float(np.mean([area for area, _ in each])), np.asarray(np.mean([own for _, own in each], axis=0))
 
 
 def _only(results: Sequence[Result], seeds: set[int]) -> tuple[Result, ...]:

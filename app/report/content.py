@@ -17,6 +17,14 @@ from app.report.collect import Study
 from app.report.compare import Analysis
 from app.report.counts import class_histogram, confusion_matrices, panel_side
 from app.report.curves import pretraining_curves, roc_curves
+from app.report.efficiency import (
+    FEWEST,
+    Efficiency,
+    efficiencies,
+    efficiency_figure,
+    efficiency_table,
+    saved_sentence,
+)
 from app.report.inventory import (
     datasets_table,
     downstream_jobs_table,
@@ -97,6 +105,7 @@ def build_context(analysis: Analysis) -> dict[str, Any]:
     datasets = [_dataset_block(study, name) for name in study.experiment.data]
     sections = _heading(study) | _evidence(analysis, names) | _inventory(study, names) | {"datasets": datasets}
     blocks = [
+        sections["efficiency_figure"],
         sections["difference_figure"],
         *sections["protocol_figures"],
         *sections["roc_figures"],
@@ -136,8 +145,13 @@ def _evidence(analysis: Analysis, names: Mapping[str, str]) -> dict[str, Any]:
     difference = differences(
         list(analysis.against_baseline.values()), {d: study.title(d) for d in study.datasets}, names
     )
+    found = efficiencies(analysis)
+    titles = {d: study.title(d) for d in study.datasets}
+    curves = efficiency_figure(found, titles, names, study.methods) if found else None
     return {
-        "lead": lead(analysis),
+        "lead": lead(analysis, found),
+        "efficiency_figure": curves and Block(curves, _efficiency_caption(found)),
+        "efficiency": efficiency_table(analysis, found),
         "sentences": [sentence(study, c) for c in analysis.comparisons],
         "cards": _cards(analysis),
         "baseline": method_name(analysis.baseline) if analysis.baseline else "",
@@ -173,10 +187,10 @@ def _inventory(study: Study, names: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def lead(analysis: Analysis) -> list[str]:
-    """The findings in a few sentences for people who read nothing else."""
+def lead(analysis: Analysis, found: Sequence[Efficiency] = ()) -> list[str]:
+    """The findings in a few sentences for people who read nothing else: labels saved first."""
     study = analysis.study
-    lines = []
+    lines = [saved_sentence(study.title(one.dataset), one, method) for one in found for method in one.methods]
     main = list(analysis.against_baseline.values())
     baseline = method_name(analysis.baseline) if analysis.baseline else ""
     if not study.cells:
@@ -254,6 +268,15 @@ def _protocol_figures(analysis: Analysis, names: Mapping[str, str]) -> list[Bloc
                 caption += " Dashed: MedMNIST v2's ResNet-18, trained on all labels."
             figures.append(Block(figure, f"{study.title(dataset)}. {caption}"))
     return figures
+
+
+def _efficiency_caption(found: Sequence[Efficiency]) -> str:
+    band = (
+        "Bands: 95 % over seeds, draws and test images."
+        if max(one.seeds for one in found) >= FEWEST
+        else ("Small markers are seeds; fewer than three have no interval that says anything.")
+    )
+    return f"Test AUROC over the number of training labels, means over draws and seeds. {band} Dashed: k."
 
 
 def _difference_caption(analysis: Analysis) -> str:

@@ -117,6 +117,7 @@ def render_markdown(context: Mapping[str, Any]) -> str:
             else:
                 out.extend([part, ""])
 
+    section("Label efficiency", context["efficiency_figure"], context["efficiency"])
     section("Results", context["results"], *context["protocol_figures"])
     section(
         "Differences",

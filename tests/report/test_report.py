@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from app.errors import InputError
 from app.jobs.records import DownstreamRecord, Experiment, PretrainRecord
-from app.report import ReportSummary, counts, curves, inventory, names, paper, plots, style, table, tables
+from app.report import ReportSummary, counts, curves, efficiency, inventory, names, paper, plots, style, table, tables
 from app.report.collect import Study, collect, parse_predictions
 from app.report.compare import Analysis, Comparison
 from app.report.content import SYNTHETIC
+from app.report.efficiency import efficiencies, efficiency_table
 from app.science import metrics, statistics
 from app.science.statistics import Interval, holm
 from app.stages.report import run as write_report
@@ -54,6 +56,7 @@ GAP = {
     "breastmnist": {"random": 1.3, "imagenet": 1.4, "byol": 1.35, "byol_plus": 1.45},
     "dermamnist_reconstructed": {"random": 1.6, "imagenet": 1.8, "byol": 1.25, "byol_plus": 1.3},
 }
+K = 20  # images per class of the few-shot protocols
 SPLITS = {"train": 7, "val": 1, "test": 1}
 LOSS = {"finetune": 0.0, "linear_probe": -0.3, "few_shot": -0.6, "few_shot_frozen": -0.7}
 
@@ -98,11 +101,12 @@ class FakeRun:
         synthetic: bool = False,
         shrink: int = 1,
         draws: int = 3,
+        curve: tuple[str, ...] = (),
     ) -> None:
         self.store = store or MemoryStore()
         self.datasets = datasets if datasets is not None else DATASETS
         self.methods, self.protocols, self.seeds = methods, protocols, seeds
-        self.synthetic, self.shrink, self.draws = synthetic, shrink, draws
+        self.synthetic, self.shrink, self.draws, self.curve = synthetic, shrink, draws, curve
         self.summary: ReportSummary | None = None
 
     def labels(self, name: str) -> NDArray[np.int64]:
@@ -113,9 +117,12 @@ class FakeRun:
         counts = [max(4, n // self.shrink) for n in info["test"]]
         return np.repeat(np.arange(len(counts)), counts)[:, None]
 
-    def scores(self, name: str, method: str, protocol: str, seed: int, draw: int) -> NDArray[np.float64]:
+    def scores(
+        self, name: str, method: str, protocol: str, seed: int, draw: int, more: float = 0.0
+    ) -> NDArray[np.float64]:
+        """``more`` distance of the classes than the protocol has."""
         y, task, classes = self.labels(name), self.datasets[name]["task"], len(self.datasets[name]["labels"])
-        gap = max(0.1, GAP.get(name, {}).get(method, 1.0) + LOSS[protocol])
+        gap = max(0.1, GAP.get(name, {}).get(method, 1.0) + LOSS[protocol] + more)
         # Part of the noise belongs to the image: all models find the same images hard.
         image = np.random.default_rng(11).normal(size=(len(y), classes))
         own = np.random.default_rng([seed, draw, len(method), len(protocol)]).normal(size=(len(y), classes))
@@ -227,14 +234,17 @@ class FakeRun:
         contents = {"predictions.csv": predictions_csv(drawn[0])}
         if few:
             contents |= {f"draws/{d}/predictions.csv": predictions_csv(s) for d, s in enumerate(drawn)}
+        points = self.label_curve(name, method, protocol, seed, contents) if few and self.curve else []
         record = self.base(key, method, seed) | {
+            "label_curve": points, "science": {"protocol": {"k": K}} if few else {},
             "dataset": name, "init": init, "protocol": protocol, "task": info["task"],
             "labels": {str(i): label for i, label in enumerate(info["labels"])},
             "metrics": {m: float(np.mean([v[m] for v in values])) for m in values[0]},
             "validation": values[0], "confusion_matrix": metrics.confusion_matrix(y, drawn[0], info["task"]),
             "per_class_auroc": [0.9] * len(info["labels"]), "best_epoch": 3, "curves": [],
             "draws": [
-                {"draw": d, "indices": (), "metrics": v, "best_epoch": 3} for d, v in enumerate(values) if few
+                {"draw": d, "indices": range(K * len(info["labels"])), "metrics": v, "best_epoch": 3}
+                for d, v in enumerate(values) if few
             ],
             "chosen_draw": 0 if few else None,
             "draw_overlap": 0.02 if few else None, "timings": {"seconds": 41.5}, "files": self.files(folder, contents),
@@ -242,6 +252,25 @@ class FakeRun:
         plain = DownstreamRecord.model_validate(record).model_dump(mode="json")
         self.put(f"{folder}/record.json", plain)
         return plain
+
+    def label_curve(
+        self, name: str, method: str, protocol: str, seed: int, contents: dict[str, bytes]
+    ) -> list[dict[str, Any]]:
+        """Add the scores of the label curve to ``contents``; return the points of the record."""
+        classes, images = len(self.datasets[name]["labels"]), len(self.labels(name))
+        points, scores = [], {}
+        for budget in self.curve:
+            share = budget[-1] == "%"
+            labels = max(classes, round(float(budget[:-1]) * images / 100)) if share else int(budget) * classes
+            more = 0.25 * float(np.log2(labels / (K * classes)))
+            drawn = [self.scores(name, method, protocol, seed, 50 + d, more) for d in range(self.draws)]
+            scores[budget] = np.stack(drawn)
+            points += [
+                {"budget": budget, "draw": d, "labels": labels, "best_epoch": 3, "auroc": 0.8}
+                for d in range(self.draws)
+            ]
+        contents["label_curve.safetensors"] = safetensors.numpy.save(scores)
+        return points
 
 
 def predictions_csv(scores: NDArray[np.float64]) -> bytes:
@@ -485,7 +514,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     def finish(canvas: Any, name: str, alt: str) -> style.Figure:
         return style.Figure(name, '<svg viewBox="0 0 1 1"></svg>', alt, 96)
 
-    for module in (counts, curves, plots):
+    for module in (counts, curves, efficiency, plots):
         monkeypatch.setattr(module, "finish", finish)
 
 
@@ -903,3 +932,76 @@ def test_published_numbers_are_those_of_the_papers_tables() -> None:
     for name in ("pneumoniamnist", "breastmnist"):
         assert all(v["auc"] == v["recall"] for v in numbers["figure5"][name].values())
     assert len(numbers["medmnist"]["resnet18_28"]) == 12
+
+
+# --- label efficiency -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def curved() -> FakeRun:
+    run = FakeRun(shrink=6, draws=2, protocols=("few_shot_frozen",), curve=("1", "5", "10", "50", "100%")).write()
+    run.summary = write_report(run.store, RUN)
+    return run
+
+
+def test_labels_saved_come_first_with_their_figure_and_table(curved: FakeRun) -> None:
+    page, text = Page(read(curved, "index.html")), read(curved, "report.md")
+    assert curved.summary is not None
+    assert curved.summary.missing == []
+    for said in (page.text, text, curved.summary.table_text):
+        assert re.search(
+            r"On PneumoniaMNIST, few-shot \(frozen\): 40 labels with BYOL do (what|more than) [\d,]+", said
+        )
+    assert "figures/label-efficiency.svg" in text
+    assert page.text.index("40 labels with BYOL") < page.text.index("Label efficiency") + 500
+    assert page.text.index("Every point of the curves") < page.text.index("Test AUROC: mean")
+    found = efficiencies(Analysis(collect(curved.store, RUN), resamples=10))
+    assert [one.dataset for one in found] == list(DATASETS)
+    assert found[0].budgets == ("1", "5", "10", "20", "50", "100%")
+    rows = efficiency_table(Analysis(collect(curved.store, RUN), resamples=10), found).rows
+    assert rows[3].head == "40 labels (k = 20)"
+    needed = found[0].needed["byol"]
+    assert needed.labels == 40
+    assert needed.needed > 40, "byol is better on pneumonia"
+    assert found[2].needed["byol"].needed < found[2].k, "and worse on derma"
+
+
+def test_the_point_of_k_is_that_of_the_protocol(curved: FakeRun) -> None:
+    analysis = Analysis(collect(curved.store, RUN), resamples=10)
+    for one in efficiencies(analysis):
+        at = one.budgets.index(str(K))
+        [c] = [c for c in analysis.comparisons
+               if (c.dataset, c.method, c.baseline) == (one.dataset, "byol", "random")]  # fmt: skip
+        assert c.joint is not None
+        assert one.differences["byol", at].mean == pytest.approx(c.joint.mean)
+        assert one.differences["byol", at].p == pytest.approx(c.joint.p)
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("harm", ["gone", "rotten", "short"])
+def test_scores_of_a_label_curve_that_are_damaged_cost_the_curve_alone(harm: str) -> None:
+    run = small(protocols=("few_shot_frozen",), curve=("1", "5", "50")).write()
+    folder = "downstream/pneumoniamnist/byol-s0/few_shot_frozen/s0"
+    key = f"{ROOT}/{folder}/label_curve.safetensors"
+    if harm == "gone":
+        run.store.delete(key)
+    else:
+        data = b"no tensors" if harm == "rotten" else safetensors.numpy.save({"1": np.zeros((2, 3, 2))})
+        run.store.write(key, data)
+        record = json.loads(run.store.read(f"{ROOT}/{folder}/record.json"))
+        record["files"]["label_curve.safetensors"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        run.put(f"{folder}/record.json", record)
+    summary = write_report(run.store, RUN)
+    [line] = summary.missing
+    assert "label_curve.safetensors" in line
+    analysis = Analysis(collect(run.store, RUN), resamples=10)
+    assert all(c.joint is not None for c in analysis.comparisons)
+    [one] = efficiencies(analysis)
+    assert one.seeds == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"), [(7.4, "7"), (99.6, "100"), (128, "130"), (1234, "1,200"), (float("inf"), "∞")]
+)
+def test_numbers_of_labels_are_rounded(labels: float, text: str) -> None:
+    assert efficiency.count(labels) == text
