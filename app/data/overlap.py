@@ -42,7 +42,7 @@ def shared_test_images(pretraining: Unlabelled, labelled: Sequence[Dataset]) -> 
     }
 
 
-def say_overlap(title: str, pretraining: str, split: str, *, images: int, shared: int) -> str:
+def say_overlap(title: str, pretraining: str, split: str, *, images: int, shared: int, near: int | None = None) -> str:
     """Say in a sentence how many test images of a set the pretraining sees; "" if none.
 
     Args:
@@ -51,9 +51,14 @@ def say_overlap(title: str, pretraining: str, split: str, *, images: int, shared
         split: of it; ``all`` joins a file's training, validation and test images.
         images: of the test split.
         shared: how many of them are pretrained on.
+        near: how many more are nearly the same as an image of pretraining; None if that was not looked at.
     """
+    if not shared and near:
+        of = f"{near:,} of {images:,} test images of {title}"
+        return f"{of} are nearly the same as images of pretraining, {pretraining}."
     if not shared:
         return ""
     many = f"All {images:,}" if shared == images else f"{shared:,} of {images:,}"
     parts = " (its train, val and test splits)" if split == "all" and title == pretraining else ""
-    return f"{many} test images of {title} are among the images of pretraining, {pretraining}{parts}."
+    nearly = f", and {near:,} more are nearly the same as some" if near else ""
+    return f"{many} test images of {title} are among the images of pretraining, {pretraining}{parts}{nearly}."

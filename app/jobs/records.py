@@ -83,10 +83,11 @@ class DatasetInfo(_Model):
 
 
 class TestImages(_Model):
-    """Images of a test split, and how many of them are pretrained on."""
+    """Images of a test split, how many of them are pretrained on, and how many nearly so; None: nobody looked."""
 
     images: int
     shared: int
+    near: int | None = None
 
 
 class Overlap(_Model):

@@ -120,7 +120,7 @@ class Study:
             return {}
         pretraining = self.title(overlap.pretraining)
         told = {
-            name: say_overlap(self.title(name), pretraining, overlap.split, images=counts.images, shared=counts.shared)
+            name: say_overlap(self.title(name), pretraining, overlap.split, **counts.model_dump())
             for name, counts in overlap.test.items()
         }
         return {name: sentence for name, sentence in told.items() if sentence}

@@ -68,6 +68,7 @@ def overlap_table(study: Study) -> Table:
                 Cell(f"{counts.images:,}"),
                 Cell(f"{counts.shared:,}", "worse" if counts.shared else ""),
                 Cell(f"{counts.shared / counts.images:.1%}", "worse" if counts.shared else ""),
+                Cell(NOT_DONE if counts.near is None else f"{counts.near:,}", "worse" if counts.near else ""),
             ),
         )
         for name, counts in (overlap.test.items() if overlap else ())
@@ -79,10 +80,13 @@ def overlap_table(study: Study) -> Table:
         "overlap",
         caption,
         ("", "Dataset"),
-        (Column("Test images"), Column("Pretrained on"), Column("Share")),
+        (Column("Test images"), Column("Pretrained on"), Column("Share"), Column("Nearly so")),
         tuple(rows),
-        ("Equal pixels, by a hash of each image. What was cropped, scaled or compressed otherwise is not found.",),
-    )
+        (
+            "Equal pixels, by a hash of each image. What was cropped, scaled or compressed otherwise is not found, but "
+            "in own images, by a perceptual hash and the correlation of the pixels.",
+        ),
+    ).without_blank("Nearly so")
 
 
 def files_table(study: Study) -> Table:

@@ -56,6 +56,14 @@ def test_copies_are_counted_under_another_name_and_in_another_form(phantoms, tmp
     assert shared_test_images(replace(scans, images=scans.images[:30]), [data])["breastmnist"]["shared"] == 0
 
 
+def test_what_is_nearly_the_same_is_said():
+    only = say_overlap("A", "scans", "all", images=50, shared=0, near=2)
+    assert only == "2 of 50 test images of A are nearly the same as images of pretraining, scans."
+    both = say_overlap("A", "scans", "all", images=50, shared=1, near=2)
+    assert both.endswith("are among the images of pretraining, scans, and 2 more are nearly the same as some.")
+    assert say_overlap("A", "scans", "all", images=50, shared=0, near=0) == ""
+
+
 def test_a_test_image_that_is_there_twice_counts_twice(phantoms):
     data = load_dataset("breastmnist", path=phantoms / "breastmnist.npz")
     whole = load_unlabelled("breastmnist", path=phantoms / "breastmnist.npz")

@@ -12,7 +12,7 @@ from PIL import Image
 from app.data import load_dataset
 from app.data.own import LabelSource, check_images, import_images
 from app.data.own.check import contact_sheet
-from app.data.own.duplicates import near_pairs
+from app.data.own.duplicates import near_pairs, near_test_images
 from app.data.own.labels import find_labels, in_order
 from app.data.own.splits import draw_splits, parse_shares
 from app.data.own.tables import read_table
@@ -386,8 +386,14 @@ class TestNearlyEqual:
         pictures = np.stack([picture(n, 64) for n in range(40)])
         brighter = np.clip(pictures[7].astype(int) * 9 // 10 + 10, 0, 255).astype(np.uint8)
         assert list(near_pairs(np.concatenate([pictures, brighter[None]]))) == [(7, 40)]
-        assert list(near_pairs(pictures[:5], np.stack([brighter, *pictures[3:8]]))) == []
-        assert list(near_pairs(pictures[5:9], np.stack([brighter, pictures[7]]))) == [(2, 0)]
+
+    def test_test_images_among_those_of_pretraining(self) -> None:
+        pictures = np.stack([picture(n, 64) for n in range(40)])
+        brighter = np.clip(pictures[7:9].astype(int) * 9 // 10 + 10, 0, 255).astype(np.uint8)
+        tests = np.stack([*brighter, pictures[3], picture(99, 64)])
+        assert near_test_images(pictures, {"a": tests, "b": tests[2:], "rgb": np.stack([tests] * 3, -1)}) == {
+            "a": 2, "b": 0, "rgb": 2,
+        }  # fmt: skip
 
     def test_equal_ones_are_not_nearly_equal_however_many_they_are(self) -> None:
         flat = np.stack([np.full((28, 28), level, np.uint8) for level in [0] * 3000 + [200]])

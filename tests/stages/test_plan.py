@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from app import cli
 from app.data import write_phantoms
@@ -207,7 +208,7 @@ def test_a_set_that_is_pretrained_on_and_evaluated_keeps_its_description(call, p
     test = alone["splits"]["test"]
     assert plan["overlap"] == {
         "pretraining": "breastmnist", "split": "all", "images": images,
-        "test": {"breastmnist": {"images": test, "shared": test}},
+        "test": {"breastmnist": {"images": test, "shared": test, "near": None}},
     }  # fmt: skip
 
 
@@ -226,14 +227,41 @@ def test_shared_images_are_said_in_plan_and_on_the_terminal(call, phantoms, copi
     assert planned(call, phantoms, "--data", f"scans={copies}", "--set", "data.pretrain=scans")[0] == 0
     [warning] = [line for line in said if "WARNING" in line]
     assert "5 of 156 test images of BreastMNIST (SYNTHETIC) are among the images of pretraining, scans" in warning
-    assert experiment("r")["overlap"]["test"] == {"breastmnist": {"images": 156, "shared": 5}}
+    assert experiment("r")["overlap"]["test"] == {"breastmnist": {"images": 156, "shared": 5, "near": None}}
     said.clear()
     assert planned(call, phantoms, "--data", f"scans={copies}", "--set", "data.pretrain=scans")[0] == 0
     assert warning in said, "each time that it is planned"
     said.clear()
     assert planned(call, phantoms, "--overwrite")[0] == 0
     assert [line for line in said if "WARNING" in line] == []
-    assert experiment("r")["overlap"]["test"] == {"breastmnist": {"images": 156, "shared": 0}}
+    assert experiment("r")["overlap"]["test"] == {"breastmnist": {"images": 156, "shared": 0, "near": None}}
+
+
+def test_own_images_are_looked_through_for_similar_ones(call, tmp_path, monkeypatch):
+    """--unlabelled and --labelled name and size everything, and one line says what will happen before anything does."""
+    rng = np.random.default_rng(0)
+    coarse = [Image.fromarray(rng.integers(0, 200, (6, 6), dtype=np.uint8)) for _ in range(60)]
+    pictures = np.stack([np.asarray(each.resize((28, 28), Image.Resampling.BICUBIC)) for each in coarse])
+    splits = {
+        f"{name}_images": pictures[begin : begin + 20] for name, begin in (("train", 0), ("val", 20), ("test", 40))
+    }
+    labels = {f"{name}_labels": np.arange(20)[:, None] % 2 for name in ("train", "val", "test")}
+    np.savez(tmp_path / "My lesions.npz", **splits, **labels)
+    (tmp_path / "scans").mkdir()
+    for number, pixels in enumerate([*pictures[:30], pictures[41], pictures[42] + 9, pictures[43] // 2 + 40]):
+        Image.fromarray(pixels).resize((84, 84), Image.Resampling.NEAREST).save(tmp_path / f"scans/{number:02d}.png")
+    said = []
+    monkeypatch.setattr("app.runtime.Progress.say", lambda _, message, **__: said.append(message))
+    own = ["--unlabelled", "scans/", "--labelled", "My lesions.npz", "--size", "28", "--preset", "smoke"]
+    code, _, errors = call("plan", "--run-id", "r", "--set", "data.subset=null", *own)
+    assert (code, errors) == (0, "")
+    plan = experiment("r")
+    assert (plan["config"]["study"]["datasets"], plan["config"]["data"]["pretrain"]) == (["my_lesions"], "scans")
+    assert plan["monitor"] == "my_lesions"
+    assert "scans: 33 images, 84 px, resized to 28 px" in said
+    found = plan["overlap"]["test"]["my_lesions"]
+    assert (found["images"], found["shared"] + found["near"]) == (20, 3)
+    assert any("WARNING" in line and "nearly the same" in line for line in said)
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 
-import imagehash
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -20,38 +20,57 @@ BLOCK = 512
 
 def perceptual_hashes(images: Sequence[Images] | Images) -> NDArray[np.uint64]:
     """Return the 64 bits of each image's perceptual hash; images are uint8 (H, W) or (H, W, 3)."""
+    import imagehash
+
     bits = [np.packbits(imagehash.phash(Image.fromarray(image)).hash).view(">u8")[0] for image in images]
     return np.array(bits, np.uint64)
 
 
-def near_pairs(first: Images, second: Images | None = None) -> Iterator[tuple[int, int]]:
+@dataclass(frozen=True)
+class _Marked:
+    """Images, the places of those that are different, and the hashes of these."""
+
+    images: Images
+    places: list[int]
+    hashes: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, images: Images, known: Set[bytes] = frozenset()) -> _Marked:
+        """Mark the first of each group of equal images, of those whose fingerprints are not ``known``."""
+        seen, places = set(known), list[int]()
+        for place, mark in enumerate(fingerprints(images)):
+            if mark not in seen:
+                seen.add(mark)
+                places.append(place)
+        return cls(images, places, perceptual_hashes([images[place] for place in places]))
+
+    def near(self, other: _Marked) -> Iterator[tuple[int, int]]:
+        """Yield each pair of places, in ours and in the other's, of images that are nearly the same."""
+        for begin in range(0, len(self.places), BLOCK):
+            close = np.bitwise_count(self.hashes[begin : begin + BLOCK, None] ^ other.hashes[None]) <= BITS
+            for here, there in zip(*np.nonzero(close), strict=True):
+                ours, theirs = self.places[int(here) + begin], other.places[int(there)]
+                if (self is not other or ours < theirs) and _alike(self.images[ours], other.images[theirs]):
+                    yield ours, theirs
+
+
+def near_pairs(images: Images) -> Iterator[tuple[int, int]]:
     """Yield the pairs of places of images that are nearly the same, and not equal.
 
     Nearly: their hashes differ in ``BITS`` at most, and their pixels correlate by ``CORRELATION`` at least. Of images
-    that are equal, the first stands for all.
-
-    Args:
-        first: uint8 (N, H, W) or (N, H, W, 3).
-        second: likewise, of the same size; None: each pair within ``first`` once.
+    that are equal, the first stands for all. ``images`` is uint8 (N, H, W) or (N, H, W, 3).
     """
-    ours = _distinct(first)
-    theirs = ours if second is None else _distinct(second)
-    others = first if second is None else second
-    hashes = perceptual_hashes([first[place] for place in ours])
-    their_hashes = hashes if second is None else perceptual_hashes([others[place] for place in theirs])
-    for begin in range(0, len(ours), BLOCK):
-        close = np.bitwise_count(hashes[begin : begin + BLOCK, None] ^ their_hashes[None]) <= BITS
-        for here, there in zip(*np.nonzero(close), strict=True):
-            one, other = ours[int(here) + begin], theirs[int(there)]
-            if second is None and one >= other:
-                continue
-            if _alike(first[one], others[other]):
-                yield one, other
+    marked = _Marked.of(images)
+    yield from marked.near(marked)
 
 
-def _distinct(images: Images) -> list[int]:
-    """Return the place of the first of each group of images whose pixels are equal."""
-    return sorted({mark: place for place, mark in reversed(list(enumerate(fingerprints(images))))}.values())
+def near_test_images(pretraining: Images, tests: Mapping[str, Images]) -> dict[str, int]:
+    """Count the images of each test split that are nearly the same as some of pretraining, and equal to none.
+
+    All have the same height and width; equal ones of a test split count once.
+    """
+    ours, known = _Marked.of(pretraining), set(fingerprints(pretraining))
+    return {name: len({place for _, place in ours.near(_Marked.of(test, known))}) for name, test in tests.items()}
 
 
 def equal_groups(images: Images) -> list[list[int]]:
