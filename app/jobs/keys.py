@@ -115,6 +115,22 @@ def test_labels(run_id: str, name: str) -> str:
     return f"{run(run_id)}/samples/{name}_test_labels.json"
 
 
+def joined_data(run_id: str, name: str, role: str) -> str:
+    """Key of what is known of a data set that the plan does not name, and a job that was run by hand has read."""
+    return f"{run(run_id)}/samples/{name}.{role}.json"
+
+
+def samples(run_id: str) -> str:
+    """Prefix of what the report shows of data sets."""
+    return f"{run(run_id)}/samples"
+
+
+def joined_name(run_id: str, key: str) -> str | None:
+    """Return the data set that ``joined_data`` made this key for; None for another key."""
+    found = re.fullmatch(rf"{re.escape(samples(run_id))}/([^/.]+)\.(?:{DOWNSTREAM}|{PRETRAIN})\.json", key)
+    return found[1] if found else None
+
+
 def report(run_id: str, name: str = "index.html") -> str:
     """Key of a file of the report; by default the page."""
     return f"{run(run_id)}/report/{name}"

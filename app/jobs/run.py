@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,12 +113,13 @@ def agreed(store: Store, run_id: str, asked: Config) -> Config:
         check_run_id(run_id)
         return asked
     planned = parse_config(settings, where=f"{store.uri}/{keys.experiment(run_id)}")
+    asked = grown(planned, asked)
     if asked.data.phantoms == "if_missing":  # the plan has decided
         asked = asked.model_copy(update={"data": asked.data.model_copy(update={"phantoms": planned.data.phantoms})})
-    if changes := difference(planned.science(), asked.science()):
+    if changes := settings_apart(planned.science(), asked.science()):
         raise UsageError(
             f"--run-id {run_id}: was planned with other settings ({'; '.join(changes[:3])}); "
-            "leave --preset and --set out, choose another --run-id, or `plan --overwrite`"
+            f"leave --preset and --set out, take --run-id {free_run_id(store, run_id)}, or `plan --overwrite`"
         )
     return asked.model_copy(
         update={
@@ -127,6 +128,38 @@ def agreed(store: Store, run_id: str, asked: Config) -> Config:
             "imagenet_weights": asked.imagenet_weights or planned.imagenet_weights,
         }
     )
+
+
+def grown(planned: Config, asked: Config) -> Config:
+    """Return what is asked for after what was planned: methods, data sets, protocols and seeds of both."""
+    both = {
+        name: tuple(dict.fromkeys((*getattr(planned.study, name), *getattr(asked.study, name))))
+        for name in type(asked.study).model_fields
+    }
+    theirs = set(planned.study.protocols) - set(asked.study.protocols)
+    recipes = asked.protocols.model_copy(update={name: getattr(planned.protocols, name) for name in theirs})
+    return asked.model_copy(update={"study": asked.study.model_copy(update=both), "protocols": recipes})
+
+
+def settings_apart(planned: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """List the settings that make two plans different experiments, as ``difference`` does.
+
+    A plan may grow: what it studies does not count, nor does the recipe of a protocol that it did not have.
+    """
+
+    def kept(science: Mapping[str, Any]) -> dict[str, Any]:
+        recipes = {name: value for name, value in science["protocols"].items() if name in planned["study"]["protocols"]}
+        return {name: value for name, value in science.items() if name != "study"} | {"protocols": recipes}
+
+    return difference(kept(planned), kept(asked))
+
+
+def free_run_id(store: Store, run_id: str) -> str:
+    """Return a name like ``run_id`` that no run has yet."""
+    number = 2
+    while store.exists(keys.experiment(name := f"{run_id[: LONGEST_RUN_ID - 4]}-{number}")):
+        number += 1
+    return name
 
 
 def finished(store: Store, folder: str, science: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:

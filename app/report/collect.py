@@ -8,17 +8,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
 
 from app.data import say_overlap
 from app.errors import InputError
 from app.jobs import keys
-from app.jobs.records import DownstreamRecord, Experiment, Plan, PlannedJob, PretrainRecord, Record, read_verified
+from app.jobs.records import (
+    DownstreamRecord,
+    Experiment,
+    Plan,
+    PlannedJob,
+    PretrainRecord,
+    Record,
+    read_verified,
+)
+from app.report.experiment import find_experiment
+from app.report.objects import Damaged, parse
 from app.science.statistics import auroc_components
 from app.storage import MissingObject, Store
 
@@ -145,35 +154,17 @@ def in_order(names: Iterable[str], order: tuple[str, ...]) -> tuple[str, ...]:
 # --- reading one object -----------------------------------------------------------------------------
 
 
-class _Damaged(Exception):
-    """An object is there but cannot be used; the message says why, in a few words."""
-
-
-_M = TypeVar("_M", bound=BaseModel)
-
-
-def _parse(model: type[_M], data: bytes) -> _M:
-    try:
-        return model.model_validate(json.loads(data))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "record"
-        raise _Damaged(f"damaged record ({where}: {first['msg']})") from error
-    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
-        raise _Damaged("damaged record (not JSON)") from error
-
-
 def _read_listed(store: Store, folder: str, name: str, record: Record) -> bytes:
     """Read a file that a record lists, and compare it with the SHA-256 there."""
     entry = record.files.get(name)
     if entry is None:
-        raise _Damaged(f"the record lists no {name}")
+        raise Damaged(f"the record lists no {name}")
     try:
         return read_verified(store, f"{folder}/{name}", entry.model_dump())
     except MissingObject as error:
-        raise _Damaged(f"{name} is missing") from error
+        raise Damaged(f"{name} is missing") from error
     except InputError as error:
-        raise _Damaged(f"{name} is damaged (its SHA-256 is not the recorded one)") from error
+        raise Damaged(f"{name} is damaged (its SHA-256 is not the recorded one)") from error
 
 
 def parse_predictions(data: bytes) -> Scores:
@@ -197,9 +188,9 @@ def _predictions(store: Store, folder: str, name: str, record: DownstreamRecord,
     try:
         scores = parse_predictions(_read_listed(store, folder, name, record))
     except ValueError as error:
-        raise _Damaged(f"{name} is damaged ({error})") from error
+        raise Damaged(f"{name} is damaged ({error})") from error
     if labels is not None and len(scores) != len(labels):
-        raise _Damaged(f"{name} has {len(scores)} rows for {len(labels)} test images")
+        raise Damaged(f"{name} has {len(scores)} rows for {len(labels)} test images")
     return scores
 
 
@@ -207,13 +198,13 @@ def _label_curve(store: Store, folder: str, record: DownstreamRecord, truth: Lab
     try:
         tensors = safetensors.numpy.load(_read_listed(store, folder, keys.LABEL_CURVE, record))
     except safetensors.SafetensorError as error:
-        raise _Damaged(f"{keys.LABEL_CURVE} is damaged ({error})") from error
+        raise Damaged(f"{keys.LABEL_CURVE} is damaged ({error})") from error
     points = []
     for budget, trained in groupby(record.label_curve, key=lambda point: point.budget):
         labels = [point.labels for point in trained]
         scores = tensors.get(budget)
         if scores is None or scores.ndim != 3 or scores.shape[:2] != (len(labels), len(truth)):
-            raise _Damaged(f"{keys.LABEL_CURVE} is damaged (not the scores of {len(labels)} draws for {budget})")
+            raise Damaged(f"{keys.LABEL_CURVE} is damaged (not the scores of {len(labels)} draws for {budget})")
         points.append(CurveMean(budget, float(np.mean(labels)), len(labels), *mean_components(truth, list(scores))))
     return tuple(points)
 
@@ -234,7 +225,7 @@ def _curves(store: Store, folder: str, record: PretrainRecord) -> tuple[Mapping[
             if isinstance(point, dict)
         )
     except (ValueError, OverflowError, RecursionError) as error:
-        raise _Damaged(f"{keys.CURVES} is damaged (not JSON lines of numbers)") from error
+        raise Damaged(f"{keys.CURVES} is damaged (not JSON lines of numbers)") from error
 
 
 def _check_same_experiment(record: Record, experiment: Experiment) -> None:
@@ -249,10 +240,10 @@ def _check_same_experiment(record: Record, experiment: Experiment) -> None:
     for part, values in planned.items():
         for name, value in science.get(part, {}).items():
             if name != "init" and name in values and values[name] != value:  # weights are named by their checksum
-                raise _Damaged(f"of another experiment ({part}.{name} is {value}, the plan says {values[name]})")
+                raise Damaged(f"of another experiment ({part}.{name} is {value}, the plan says {values[name]})")
     for name, entry in record.data.items():
         if name in experiment.data and entry.get("sha256") != experiment.data[name].sha256:
-            raise _Damaged(f"of another experiment (its {name} is another file)")
+            raise Damaged(f"of another experiment (its {name} is another file)")
 
 
 # --- the whole run ----------------------------------------------------------------------------------
@@ -265,16 +256,11 @@ def collect(store: Store, run_id: str) -> Study:
     Records outside the plan are read too.
 
     Raises:
-        InputError: there is no ``experiment.json``, or it is damaged.
+        InputError: there is no such run, or its ``experiment.json`` is damaged.
         StorageError: the store cannot be reached.
     """
-    root, key = keys.run(run_id), keys.experiment(run_id)
-    try:
-        experiment = _parse(Experiment, store.read(key))
-    except MissingObject as error:
-        raise InputError(f"no run {run_id!r} in {store.uri}; `plan` makes one, `ls` lists them") from error
-    except _Damaged as error:
-        raise InputError(f"{key} in {store.uri}: {error}; run `plan` again") from error
+    root = keys.run(run_id)
+    experiment = find_experiment(store, run_id)
     missing: list[Missing] = []
     labels = _test_labels(store, experiment, missing)
     cells = _downstream(store, root, experiment, labels, missing)
@@ -305,15 +291,15 @@ def _pretraining(store: Store, root: str, experiment: Experiment, missing: list[
             missing.append(Missing("pretrain", key, "no record"))
             continue
         try:
-            record = _parse(PretrainRecord, store.read(keys.record(folder)))
+            record = parse(PretrainRecord, store.read(keys.record(folder)))
             _check_same_experiment(record, experiment)
-        except (_Damaged, InputError) as error:
+        except (Damaged, InputError) as error:
             missing.append(Missing("pretrain", key, str(error)))
             continue
         curves: tuple[Mapping[str, float], ...] = ()
         try:
             curves = _curves(store, folder, record)
-        except _Damaged as error:
+        except Damaged as error:
             missing.append(Missing("pretrain", key, str(error)))
         runs.append(PretrainRun(record, curves))
     return tuple(sorted(runs, key=lambda run: (run.record.method, run.record.seed, run.record.key)))
@@ -329,9 +315,9 @@ def _downstream(
             missing.append(Missing("downstream", key, "no record"))
             continue
         try:
-            record = _parse(DownstreamRecord, store.read(keys.record(folder)))
+            record = parse(DownstreamRecord, store.read(keys.record(folder)))
             _check_same_experiment(record, experiment)
-        except (_Damaged, InputError) as error:
+        except (Damaged, InputError) as error:
             missing.append(Missing("downstream", key, str(error)))
             continue
         result = Result(record)
@@ -345,7 +331,7 @@ def _downstream(
                 result = Result(record, chosen, draws)
             if record.label_curve and truth is not None:
                 result = replace(result, curve=_label_curve(store, folder, record, truth))
-        except _Damaged as error:
+        except Damaged as error:
             missing.append(Missing("downstream", key, f"{error}; its metrics are shown all the same"))
         cells.setdefault((record.dataset, record.protocol, record.method), []).append(result)
     return {key: tuple(sorted(results, key=lambda r: (r.record.seed, r.record.key))) for key, results in cells.items()}
@@ -362,7 +348,10 @@ def _planned_cells(plan: Plan) -> dict[CellKey, tuple[int, ...]]:
 
 def _test_labels(store: Store, experiment: Experiment, missing: list[Missing]) -> dict[str, Labels]:
     labels: dict[str, Labels] = {}
-    wanted = {job.dataset for planned in experiment.plan.downstream if (job := keys.Downstream.parse(planned.key))}
+    folder = f"{keys.run(experiment.run_id)}/{keys.DOWNSTREAM}"
+    jobs = [planned.key for planned in experiment.plan.downstream]
+    jobs += keys.finished(folder, store.list(folder))
+    wanted = {job.dataset for name in jobs if (job := keys.Downstream.parse(name))}
     for name in experiment.data:
         if name not in wanted:
             continue

@@ -31,6 +31,7 @@ from app.settings import Config, FewShotRecipe, ProtocolName, Recipe
 from app.stages.kernel_choice import choose_kernels
 from app.stages.label_curve import LabelCurve
 from app.stages.outcome import Outcome, best_of, curves_jsonl, keep_best_model, mean_of, predictions_csv
+from app.stages.samples import join_data
 from app.stages.weights import Weights, describe, initial_weights, keep_encoder
 
 
@@ -87,6 +88,7 @@ def run(
             while len(work.outcomes) < work.draws:
                 work.run_draw(bar.advance)
             work.run_curve(bar.advance)
+        join_data(run, data, "downstream")
         files, encoder = work.files()
         return job.publish(files, work.record(encoder))
 

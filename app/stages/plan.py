@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from app.config import difference, identity
 from app.data import Dataset, Unlabelled, catalog, class_members, few_shot_draw, say_overlap, shared_test_images
@@ -36,15 +30,15 @@ from app.jobs.run import (
     load_pretraining,
     monitor_name,
     now,
+    settings_apart,
 )
 from app.runtime import Progress
 from app.science.protocols import PROTOCOLS
 from app.settings import Config
 from app.stages.fallback import settle_data
 from app.stages.power import curve_lines, of_pilot, power_lines
+from app.stages.samples import show_data
 from app.storage import Store
-
-SAMPLE_COLUMNS, SAMPLE_SCALE = 12, 3
 
 
 def plan(
@@ -96,24 +90,18 @@ def plan(
     }
     run = Run(store, check_run_id(run_id or default_run_id(config.preset, science)), config)
     key = keys.experiment(run.run_id)
+    created = now()
     if store.exists(key) and not overwrite:
-        planned = read_json(store, key).get("science")
-        if not isinstance(planned, dict):
-            raise InputError(f"{store.uri}/{key}: damaged, not a plan; delete it, or --overwrite")
-        if changes := difference(planned, science):
-            raise UsageError(
-                f"--run-id {run.run_id}: names another experiment ({'; '.join(changes[:3])}); "
-                "choose another --run-id, or --overwrite"
-            )
-        return run
+        before = read_json(store, key)
+        if not growth(run, before.get("science"), science, where=f"{store.uri}/{key}"):
+            return run
+        created = str(before.get("created", created))
     if unlabelled and overlap:
         _look_for_near(unlabelled, labelled, overlap["test"])
     for data in labelled:
-        store.write(keys.sample_sheet(run.run_id, data.name), sample_sheet(data))
-        labels = json.dumps({"labels": data.test.labels.tolist()})
-        store.write(keys.test_labels(run.run_id, data.name), labels.encode())
+        show_data(run, data)
     if unlabelled and unlabelled.name not in config.study.datasets:
-        store.write(keys.sample_sheet(run.run_id, unlabelled.name), sample_sheet(unlabelled))
+        show_data(run, unlabelled)
     experiment = Experiment(
         run_id=run.run_id,
         preset=config.preset,
@@ -124,10 +112,39 @@ def plan(
         plan=list_jobs(run),
         data={name: DatasetInfo.model_validate(entry) for name, entry in described.items()},
         overlap=Overlap.model_validate(overlap) if overlap else None,
-        created=now(),
+        created=created,
     )
     write_json(store, key, experiment.model_dump(mode="json"))
     return run
+
+
+def growth(run: Run, planned: Any, science: Mapping[str, Any], *, where: str) -> bool:
+    """Say whether a plan adds to the one before it, and what; False if it is the same.
+
+    Raises:
+        InputError: the plan before is damaged.
+        UsageError: it is another experiment.
+    """
+    config, data = (planned.get(name) if isinstance(planned, dict) else None for name in ("config", "data"))
+    sound = isinstance(config, dict) and isinstance(data, dict) and {"study", "protocols"} <= config.keys()
+    if not sound:
+        raise InputError(f"{where}: damaged, not a plan; delete it, or --overwrite")
+    same = planned["data"].keys() & science["data"].keys()
+    before, after = ({name: part["data"][name] for name in same} for part in (planned, science))
+    if changes := settings_apart(planned["config"], science["config"]) + difference(before, after, "data"):
+        raise UsageError(
+            f"--run-id {run.run_id}: names another experiment ({'; '.join(changes[:3])}); take --run-id "
+            f"{default_run_id(run.config.preset, science)}, which says what it is of, or --overwrite"
+        )
+    before, after = planned["config"]["study"], science["config"]["study"]
+    added = [
+        f"{name} {', '.join(str(value) for value in after[name] if value not in before[name])}"
+        for name in after
+        if set(after[name]) - set(before[name])
+    ]
+    if added:
+        Progress("plan", run_id=run.run_id).say(f"{run.run_id} grows by {'; '.join(added)}; finished jobs stay valid")
+    return bool(added)
 
 
 def describe(labelled: list[Dataset], unlabelled: Unlabelled | None) -> dict[str, dict[str, Any]]:
@@ -215,35 +232,6 @@ def list_jobs(run: Run) -> Plan:
             for job, needs in judged
         ),
     )
-
-
-def sample_sheet(data: Dataset | Unlabelled) -> bytes:
-    """Draw sample images as a PNG: one row per class, or three rows of unlabelled images."""
-    if isinstance(data, Dataset):
-        images, labels = data.train.images, data.train.labels
-        rows = []
-        for c in range(data.n_classes):
-            members = labels[:, c] == 1 if labels.shape[1] > 1 else labels[:, 0] == c
-            rows.append(images[np.flatnonzero(members)[:SAMPLE_COLUMNS]])
-    else:
-        picks = np.linspace(0, len(data) - 1, 3 * SAMPLE_COLUMNS).astype(int)
-        rows = [data.images[part] for part in np.split(picks, 3)]
-    sheet = np.vstack([_strip(row, data.size, data.channels) for row in rows])
-    scale = max(1, SAMPLE_SCALE * 28 // data.size)
-    picture = Image.fromarray(sheet.squeeze()).resize(
-        (sheet.shape[1] * scale, sheet.shape[0] * scale), Image.Resampling.NEAREST
-    )
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _strip(images: NDArray[np.uint8], size: int, channels: int) -> NDArray[np.uint8]:
-    strip = np.full((size + 1, SAMPLE_COLUMNS * (size + 1), channels), 255, np.uint8)
-    for column, image in enumerate(images):
-        left = column * (size + 1)
-        strip[:size, left : left + size] = image.reshape(size, size, channels)
-    return strip
 
 
 def _check_few_shot(config: Config, labelled: list[Dataset]) -> None:

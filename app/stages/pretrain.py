@@ -21,6 +21,7 @@ from app.science.distributed import Ranks, joined, leading, process_count, torch
 from app.science.pretraining import Trainer
 from app.settings import Config, Method
 from app.stages.kernel_choice import choose_kernels
+from app.stages.samples import join_data
 from app.stages.weights import Weights, describe, initial_weights
 from app.storage import open_store
 
@@ -97,6 +98,7 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
                     job.claim.confirm()
                     store.write(f"{folder}/{keys.CURVES}", trainer.curves_bytes())
                     raise
+            join_data(run, data, "pretrain")
             return job.publish(*result(run, method, seed, data, science, trainer))
 
 

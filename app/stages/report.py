@@ -28,8 +28,8 @@ def run(store: Store, run_id: str, out: Path | None = None) -> ReportSummary:
         UsageError: neither the store nor ``out`` may be written.
         StorageError: one of them is full or fails.
     """
-    if not store.exists(keys.experiment(run_id)):
-        known = [name for name in keys.run_ids(store.list(keys.RUNS)) if store.exists(keys.experiment(name))]
+    known = keys.run_ids(store.list(keys.RUNS))
+    if run_id not in known:
         raise InputError(f"--run-id {run_id}: {store.uri} has no such run; it has {', '.join(known) or 'none'}")
     files, summary = make_report(store, run_id)
     if out is not None:
