@@ -74,11 +74,13 @@ class Reading(Section):
         fit: what becomes of images that are not square: padded with black, or cut to their centre.
         frame: of files that hold several, counted from 1; None refuses them.
         max_unreadable: share of the images that may be unreadable.
+        anonymise: hash the names of files that the plan, or a message, names.
     """
 
     fit: Literal["pad", "crop"]
     frame: Count | None
     max_unreadable: Probability
+    anonymise: bool
 
 
 class Network(Section):

@@ -43,6 +43,13 @@ class Origin:
             raise InputError(f"{path}: names {len(self.classes)} classes, but its labels have {count}; import it again")
         return {str(index): name for index, name in enumerate(self.classes)}
 
+    def say(self) -> str:
+        """Say in words how the set was made: its images' fit, its patients, its source's checksum."""
+        patients: dict[str, int] | None = self.description.get("patients")
+        known = ", ".join(f"{count} in {split}" for split, count in patients.items()) if patients else "not known"
+        shape = {"pad": "padded to squares", "crop": "cut to squares"}.get(str(self.description.get("fit")), "squares")
+        return f"{shape}; patients: {known}; SHA-256 of the files `{self.description.get('source_sha256')}`"
+
     def describe(self) -> dict[str, Any]:
         """Return what a plan says of it: nothing that names an image or a patient."""
         kept = ("source", "source_sha256", "fit", "patients")

@@ -223,7 +223,6 @@ def load_pretraining(run: Run) -> Unlabelled:
         )  # fmt: skip
     if loaded.reading is not None:
         progress.say(f"{data.pretrain}: {loaded.reading.line()}")
-        progress.say(f"{data.pretrain}: {loaded.reading.plan(data.size)}")
     return loaded
 
 

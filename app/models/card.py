@@ -159,6 +159,7 @@ def _training(record: DownstreamRecord, data: Dataset) -> list[str]:
         "",
         f"- Data: {data.title} ({data.modality}), {data.size} px, {counts} images; licence: {data.licence}; "
         f"SHA-256 `{data.sha256}`.",
+        *([f"- Imported: {data.origin.say()}."] if data.origin else []),
         *(["- NC: the limit to non-commercial use is inherited from the images."] if "NC" in data.licence else []),
         f"- Start: {start}.",
         f"- Protocol: {protocol_name(record.protocol)}: "

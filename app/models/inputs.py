@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from app.data.datasets import image_shape
 from app.data.files import digest_of, open_npz
+from app.data.origin import read_origin
 from app.data.reading import ReadOptions, read_squares
 from app.runtime import Progress
 
@@ -23,7 +24,7 @@ class Pictures:
 
     Attributes:
         source: where they are from, as it was given.
-        names: of their files; of an .npz split and place, such as ``test/17``.
+        names: of their files; of an .npz that was not imported split and place, such as ``test/17``.
         images: uint8, (N, size, size) or (N, size, size, 3).
         unreadable: files that could not be read, with the reason.
         sha256: of an .npz.
@@ -83,9 +84,11 @@ def _read_npz(path: Path, size: int, split: str) -> Pictures:
         split = "" if "images" in npz.keys and f"{split}_images" not in npz.keys else split
         key = f"{split}_images" if split else "images"
         images: Images = npz.read(key).reshape(image_shape(npz, key, size))
+        origin = read_origin(npz, {split: len(images)})
+    numbered = [f"{split or 'images'}/{index}" for index in range(len(images))]
     return Pictures(
         source=str(path),
-        names=[f"{split or 'images'}/{index}" for index in range(len(images))],
+        names=origin.files[split] if origin and split in origin.files else numbered,
         images=images,
         unreadable={},
         sha256=digest_of(path),

@@ -127,7 +127,7 @@ def own_data(store: Store, trained: Trained, sources: Sequence[str] = (), data_r
 
 def own_test_pictures(data: Dataset) -> Pictures:
     """Return the test images of a data set as the study saw them: of a subset, the subset."""
-    names = [f"test/{index}" for index in range(len(data.test))]
+    names = list(data.test.files) or [f"test/{index}" for index in range(len(data.test))]
     return Pictures(data.source, names, data.test.images, {}, data.sha256, "test", as_judged=True)
 
 

@@ -75,6 +75,7 @@ def plan(
     draft = Run(store, "", config)
     labelled = [load_labelled(draft, name) for name in config.study.datasets]
     unlabelled = load_pretraining(draft) if config.study.methods else None
+    _say_what_there_is(config, labelled, unlabelled)
     synthetic = {data.synthetic for data in labelled} | ({unlabelled.synthetic} if unlabelled else set())
     if len(synthetic) > 1:
         raise InputError("plan: some data sets are real and some are phantoms; use one kind in one run")
@@ -170,6 +171,19 @@ def _overlap(unlabelled: Unlabelled, labelled: list[Dataset], *, strict: bool) -
             raise InputError(f"--strict-overlap: {line.rstrip('.')}; {remedy}")
         Progress("plan").say(f"WARNING: {line} Its results cannot tell how the encoder does on images it has not seen.")
     return {"pretraining": unlabelled.name, "split": unlabelled.split, "images": len(unlabelled), "test": shared}
+
+
+def _say_what_there_is(config: Config, labelled: list[Dataset], unlabelled: Unlabelled | None) -> None:
+    """Say in a line for each data set what the study will see, before anything is computed."""
+    progress, size = Progress("plan"), config.data.size
+    if unlabelled:
+        drawn = f", {len(unlabelled):,} of them drawn" if config.data.subset else ""
+        known = unlabelled.reading.plan(size) if unlabelled.reading else f"{len(unlabelled):,} images of {size} px"
+        progress.say(f"{unlabelled.title}: {known}{drawn if unlabelled.reading else ''}; pretrained on")
+    for data in labelled:
+        splits = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
+        classes = f"{data.n_classes} {'labels' if data.train.labels.shape[1] > 1 else 'classes'}"
+        progress.say(f"{data.title}: {splits} images of {size} px, {classes}; judged on")
 
 
 def _look_for_near(unlabelled: Unlabelled, labelled: list[Dataset], counts: dict[str, dict[str, Any]]) -> None:

@@ -258,7 +258,8 @@ def test_own_images_are_looked_through_for_similar_ones(call, tmp_path, monkeypa
     plan = experiment("r")
     assert (plan["config"]["study"]["datasets"], plan["config"]["data"]["pretrain"]) == (["my_lesions"], "scans")
     assert plan["monitor"] == "my_lesions"
-    assert "scans: 33 images, 84 px, resized to 28 px" in said
+    assert "scans: 33 images, 84 px, resized to 28 px; pretrained on" in said
+    assert "my_lesions: 20 train, 20 val, 20 test images of 28 px, 2 classes; judged on" in said
     found = plan["overlap"]["test"]["my_lesions"]
     assert (found["images"], found["shared"] + found["near"]) == (20, 3)
     assert any("WARNING" in line and "nearly the same" in line for line in said)
