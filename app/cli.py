@@ -267,16 +267,16 @@ def views(
     from app.jobs.run import Run
     from app.settings import Method
     from app.stages.fallback import settle_data
-    from app.stages.views import draw_views
+    from app.stages.views import show_views
 
     name = one_of("--method", method, Method)
     opened = _store(store)
     config = settle_data(opened, asked.config(asked.pretraining_source()))
-    print(draw_views(Run(opened, "", config), method=name, seed=seed, out=out))
+    print(show_views(Run(opened, "", config), method=name, seed=seed, out=out))
 
 
 def _store(uri: str) -> Store:
-    from app.runtime import Progress
+    from app.progress import Progress
     from app.storage import open_store
 
     return open_store(uri, warn=Progress("store").say)

@@ -41,7 +41,7 @@ def fetch(
 
     The folder is --data-root. With --preset, all that its study needs goes into --store.
     """
-    from app.runtime import Progress
+    from app.progress import Progress
     from app.stages.fetch import fetch as fetch_files
     from app.stages.fetch import fetch_study
     from app.storage import open_store
@@ -88,7 +88,7 @@ def check(
     """Look through a folder of images: how many of what kinds, sizes and depths, what is double, what is unreadable."""
     from app.data.own import check_images
     from app.jobs.run import reading_bar
-    from app.runtime import Progress
+    from app.progress import Progress
 
     with reading_bar(Progress("check")) as told:
         found = check_images(
@@ -137,7 +137,7 @@ def import_(
     from app.data import SIZES
     from app.data.own import LabelSource, import_images
     from app.jobs.run import reading_bar
-    from app.runtime import Progress
+    from app.progress import Progress
 
     if size not in SIZES:
         raise UsageError(f"--size {size}: unknown; choose from {', '.join(map(str, SIZES))}")

@@ -38,7 +38,7 @@ class Section(BaseModel):
         return self
 
 
-class Study(Section):
+class Grid(Section):
     """What is compared with what."""
 
     methods: tuple[Method, ...]
@@ -48,7 +48,7 @@ class Study(Section):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _no_repeats(self) -> Study:
+    def _no_repeats(self) -> Grid:
         for name in type(self).model_fields:
             values = getattr(self, name)
             if len(set(values)) != len(values):
@@ -242,7 +242,7 @@ class Config(Section):
     """Everything a run needs to know."""
 
     preset: str
-    study: Study
+    study: Grid
     data: Data
     reading: Reading
     network: Network

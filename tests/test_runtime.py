@@ -14,7 +14,8 @@ from rich.console import Console
 
 from app import runtime
 from app.errors import UsageError
-from app.runtime import Bar, Progress, StopRequest, choose_device, cpu_model, environment, git_commit, prepare
+from app.progress import Bar, Progress
+from app.runtime import StopRequest, choose_device, cpu_model, environment, git_commit, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,7 +14,8 @@ from app.bench.step import endless_trainer
 from app.errors import UsageError
 from app.jobs.checkpoint import CheckpointWriter, drop_checkpoints
 from app.jobs.run import Run, load_pretraining
-from app.runtime import Progress, choose_device, prepare
+from app.progress import Progress
+from app.runtime import choose_device, prepare
 from app.science.pretraining import Trainer
 from app.settings import Config
 from app.stages.fallback import settle_data

@@ -11,7 +11,8 @@ from app.bench.step import Ours, endless_trainer, noise
 from app.bench.turns import now
 from app.data import Dataset
 from app.jobs.run import Run, load_labelled
-from app.runtime import Progress, choose_device, prepare
+from app.progress import Progress
+from app.runtime import choose_device, prepare
 from app.science.finetuning import Labelled, fit, n_outputs
 from app.science.networks import Classifier, Encoder
 from app.science.protocols import PROTOCOLS, Protocol
@@ -123,7 +124,7 @@ def bench_views(config: Config, *, channels: int, rounds: int, steps: int) -> It
     device = choose_device(config.runtime.device)
     prepare(device, config.runtime.threads)
     trainer = endless_trainer(config, noise(config, config.pretrain.batch_size, channels), device)
-    at, _ = trainer.draws_of(0)
+    at, _ = trainer.batch_of(0)
     images = trainer.images_of(at.to(device))
     pipeline = kornia_views(trainer.augmentation, config.data.size)
 
@@ -132,8 +133,8 @@ def bench_views(config: Config, *, channels: int, rounds: int, steps: int) -> It
             pipeline(images.expand(-1, 3, -1, -1))
 
     def ours(micro: int) -> None:
-        _, draws = trainer.draws_of(micro)
-        trainer.views(images, draws.to(device))
+        _, parameters = trainer.batch_of(micro)
+        trainer.views(images, parameters.to(device))
 
     ways: dict[str, Callable[[int], None]] = {"ours": ours, "kornia": theirs}
     seconds: dict[str, list[float]] = {name: [] for name in ways}

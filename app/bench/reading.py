@@ -16,7 +16,7 @@ from PIL import Image
 
 from app.data.own import LabelSource, import_images
 from app.machine import cores
-from app.runtime import Progress
+from app.progress import Progress
 
 
 def bench_import(*, count: int, side: int, size: int, rounds: int) -> Iterator[str]:

@@ -20,7 +20,8 @@ from app.bench.peers import build_peers
 from app.bench.turns import Contender, now
 from app.data import Unlabelled
 from app.jobs.checkpoint import CheckpointWriter
-from app.runtime import Progress, choose_device, environment, prepare
+from app.progress import Progress
+from app.runtime import choose_device, environment, prepare
 from app.science.convolutions import Table, names_of
 from app.science.distributed import Ranks
 from app.science.networks import Encoder

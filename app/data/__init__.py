@@ -2,10 +2,10 @@
 
 from app.data.catalog import SIZES, TASKS, Known, catalog, file_names, known, licence_of, parse_task
 from app.data.datasets import SPLITS, Dataset, Split, default_roots, find_file, load_dataset, take_subset
-from app.data.download import Progress, fetch, file_name
+from app.data.download import fetch, file_name
 from app.data.files import is_archive
 from app.data.overlap import fingerprints, say_overlap, shared_test_images
-from app.data.phantoms import PHANTOM_COUNTS, draw_phantoms, is_phantom, write_phantoms
+from app.data.phantoms import PHANTOM_COUNTS, is_phantom, make_phantoms, write_phantoms
 from app.data.subsets import class_members, draw_overlap, few_shot_draw, stratified_subset, uniform_subset
 from app.data.unlabelled import Unlabelled, load_unlabelled
 
@@ -16,14 +16,12 @@ __all__ = [
     "TASKS",
     "Dataset",
     "Known",
-    "Progress",
     "Split",
     "Unlabelled",
     "catalog",
     "class_members",
     "default_roots",
     "draw_overlap",
-    "draw_phantoms",
     "fetch",
     "few_shot_draw",
     "file_name",
@@ -36,6 +34,7 @@ __all__ = [
     "licence_of",
     "load_dataset",
     "load_unlabelled",
+    "make_phantoms",
     "parse_task",
     "say_overlap",
     "shared_test_images",

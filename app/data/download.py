@@ -10,16 +10,14 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from app.atomic import sync_folder
 from app.data.catalog import SIZES, Known, known
-from app.data.files import digest_of, file_error, is_truncated, one_line, sync_folder
+from app.data.files import digest_of, file_error, is_truncated, one_line
 from app.errors import AppError, InputError, StorageError, UsageError
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with the file's name, the bytes so far and the bytes in total (None if the server does not say)."""
 
 _CHUNK = 2**18
 _READ_TIMEOUT = 60.0
@@ -42,7 +40,6 @@ def fetch(
     offline: bool = False,
     connect_timeout: float = 5.0,
     retries: int = 2,
-    progress: Progress | None = None,
     by_hand: Path | None = None,
 ) -> list[Path]:
     """Put the published files of ``names`` at ``size`` pixels into ``root``; return their paths, in order.
@@ -66,18 +63,13 @@ def fetch(
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise file_error(error, root, "creating") from error
-    show = progress or _silent
     place = by_hand or root
-    return [_fetch_one(one, root, place, size, mirror, offline, connect_timeout, retries, show) for one in sets]
+    return [_fetch_one(one, root, place, size, mirror, offline, connect_timeout, retries) for one in sets]
 
 
 def file_name(one: Known, size: int) -> str:
     """Return the name of the published file: the last part of its URL's path, such as pathmnist_64.npz."""
     return urllib.parse.urlsplit(one.urls[size]).path.rsplit("/", 1)[-1]
-
-
-def _silent(name: str, done: int, total: int | None) -> None:
-    del name, done, total
 
 
 def _fetch_one(
@@ -89,7 +81,6 @@ def _fetch_one(
     offline: bool,
     connect_timeout: float,
     retries: int,
-    progress: Progress,
 ) -> Path:
     name, md5 = file_name(one, size), one.md5[size]
     path = root / name
@@ -112,9 +103,9 @@ def _fetch_one(
             resumed = _size_of(file) > 0
             try:
                 if isinstance(source, Path):
-                    _copy(source, file, by_hand, progress)
+                    _copy(source, file, by_hand)
                 else:
-                    _download(source, file, name, connect_timeout, retries, by_hand, progress)
+                    _download(source, file, connect_timeout, retries, by_hand)
             except OSError as error:
                 raise file_error(error, part, "writing") from error
             found = digest_of(part, "md5")
@@ -182,7 +173,7 @@ def _size_of(file: IO[bytes]) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def _copy(source: Path, file: IO[bytes], by_hand: str, progress: Progress) -> None:
+def _copy(source: Path, file: IO[bytes], by_hand: str) -> None:
     try:
         original = source.open("rb")
     except FileNotFoundError as error:
@@ -193,17 +184,14 @@ def _copy(source: Path, file: IO[bytes], by_hand: str, progress: Progress) -> No
         file.truncate(0)
         shutil.copyfileobj(original, file, _CHUNK)
         file.flush()
-    progress(source.name, _size_of(file), _size_of(file))
 
 
 def _download(
     url: str,
     file: IO[bytes],
-    name: str,
     connect_timeout: float,
     retries: int,
     by_hand: str,
-    progress: Progress,
 ) -> None:
     opener = urllib.request.build_opener(_PatientHTTP, _PatientHTTPS)
     reason = ""
@@ -212,10 +200,10 @@ def _download(
             time.sleep(min(0.5 * 2 ** (attempt - 1), 8.0))
         try:
             try:
-                _request(opener, url, file, name, connect_timeout, by_hand, progress)
+                _request(opener, url, file, connect_timeout, by_hand)
             except _Restart:
                 file.truncate(0)
-                _request(opener, url, file, name, connect_timeout, by_hand, progress)
+                _request(opener, url, file, connect_timeout, by_hand)
             return
         except _Transient as error:
             reason = one_line(error)
@@ -226,10 +214,8 @@ def _request(
     opener: urllib.request.OpenerDirector,
     url: str,
     file: IO[bytes],
-    name: str,
     connect_timeout: float,
     by_hand: str,
-    progress: Progress,
 ) -> None:
     """Append to ``file`` what it lacks of ``url``."""
     start = _size_of(file)
@@ -255,12 +241,10 @@ def _request(
         length = response.headers.get("Content-Length")
         total = start + int(length) if length and length.isdigit() else None
         done = start
-        progress(name, done, total)
         try:
             while chunk := _read(response):
                 file.write(chunk)
                 done += len(chunk)
-                progress(name, done, total)
         finally:
             file.flush()  # what has arrived counts for the next try
     if total is not None and done < total:

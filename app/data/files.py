@@ -6,8 +6,6 @@ Every failure becomes one line with the file, what is wrong with it and what to 
 import contextlib
 import errno
 import hashlib
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.atomic import replacing
 from app.errors import AppError, InputError, StorageError, UsageError, os_error
 
 Images = NDArray[np.uint8]
@@ -52,39 +51,16 @@ def digest_of(path: Path, algorithm: str = "sha256") -> str:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside ``path``; on success flush it to disk and rename it to ``path``.
+    """Open a file that gets its name ``path`` once it is whole; see ``replacing``.
 
-    A reader sees the old file or the whole new one; a failure leaves nothing behind.
+    Raises:
+        AppError: it cannot be written.
     """
-    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path) as file:
             yield file
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
     except OSError as error:
         raise file_error(error, path, "writing") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename in it survives a power cut, where the file system can do so."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF):
-            raise
-    finally:
-        os.close(handle)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from app.jobs.claims import Claim, LostClaim, claimed
 from app.jobs.records import Record, last_generation, publish, read_record
 from app.jobs.run import Run, finished
 from app.machine import enough_memory
-from app.runtime import Progress, StopRequest
+from app.progress import Progress
+from app.runtime import StopRequest
 
 
 class Job:

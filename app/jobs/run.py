@@ -29,7 +29,7 @@ from app.errors import InputError, UsageError
 from app.jobs import keys
 from app.jobs.records import DatasetInfo, read_json, read_record
 from app.machine import cache_folder, path_of
-from app.runtime import Bar, Progress
+from app.progress import Bar, Progress
 from app.settings import Config
 from app.storage import Store
 

@@ -63,7 +63,8 @@ def predict(
         writer_for,
     )
     from app.models.trained import find_job, load_trained
-    from app.runtime import Progress, choose_device, prepare
+    from app.progress import Progress
+    from app.runtime import choose_device, prepare
 
     options = ReadOptions(one_of("--fit", fit, Fit), frame, max_unreadable)
     if out is not None:
@@ -159,7 +160,8 @@ def export(
     from app.models.export import export as write
     from app.models.predict import own_data
     from app.models.trained import find_job, load_trained
-    from app.runtime import Progress, prepare
+    from app.progress import Progress
+    from app.runtime import prepare
 
     need_onnx()
     prepare("cpu", asked.threads)

@@ -13,7 +13,7 @@ from app.data.datasets import image_shape
 from app.data.files import digest_of, open_npz
 from app.data.origin import read_origin
 from app.data.reading import ReadOptions, read_squares
-from app.runtime import Progress
+from app.progress import Progress
 
 Images = NDArray[np.uint8]
 

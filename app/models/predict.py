@@ -22,8 +22,8 @@ from app.jobs.records import read_verified
 from app.jobs.run import SUBSET_SEED, Run, load_labelled
 from app.models.inputs import Pictures
 from app.models.trained import Trained
+from app.progress import Progress
 from app.report.collect import parse_predictions
-from app.runtime import Progress
 from app.science import metrics
 from app.science.finetuning import Labelled, predict, probabilities
 from app.science.thresholds import RULE

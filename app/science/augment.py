@@ -20,7 +20,7 @@ CROP_ATTEMPTS = 10  # as in torchvision and kornia: draws of a box before the fa
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in kornia and Pillow
 
 
-Draws = dict[str, Tensor]
+Parameters = dict[str, Tensor]
 FLAGS = ("flip", "gray")
 DRAWN = (
     *FLAGS, "top", "left", "height", "width", "jitter_brightness", "jitter_contrast", "jitter_saturation", "hue",
@@ -28,14 +28,14 @@ DRAWN = (
 )  # fmt: skip
 
 
-def draw(augmentation: Augmentation, count: int, size: int, generator: torch.Generator) -> Draws:
+def draw(augmentation: Augmentation, count: int, size: int, generator: torch.Generator) -> Parameters:
     """Draw the random parameters of ``count`` views, one row per view.
 
     Args:
         augmentation: what to draw.
         count: number of views.
         size: height and width of the images, in pixels.
-        generator: a CPU generator; the same state gives the same draws on every device.
+        generator: a CPU generator; the same state gives the same parameters on every device.
 
     Returns:
         Tensors whose first dimension is ``count``: ``top``, ``left``, ``height``, ``width`` of the crop in
@@ -58,7 +58,7 @@ def draw(augmentation: Augmentation, count: int, size: int, generator: torch.Gen
     found = valid.any(1)
     width = torch.where(found, widths.gather(1, first).squeeze(1), size)
     height = torch.where(found, heights.gather(1, first).squeeze(1), size)
-    draws = {
+    parameters = {
         "width": width,
         "height": height,
         "left": (uniform(0, 1) * (size - width + 1)).floor(),
@@ -68,20 +68,20 @@ def draw(augmentation: Augmentation, count: int, size: int, generator: torch.Gen
     jittered = chance(a.jitter)
     for name in ("brightness", "contrast", "saturation"):
         strength = getattr(a, f"jitter_{name}")
-        draws[f"jitter_{name}"] = torch.where(jittered, uniform(max(0.0, 1 - strength), 1 + strength), 1.0)
-    draws["hue"] = torch.where(jittered, uniform(-a.jitter_hue, a.jitter_hue), 0.0)
-    draws["gray"] = chance(a.grayscale)
-    draws["sigma"] = torch.where(chance(a.blur), uniform(*a.blur_sigma), 0.0)
-    draws["contrast"] = torch.where(chance(a.contrast), uniform(*a.contrast_range), 1.0)
-    draws["brightness"] = torch.where(chance(a.brightness), uniform(*a.brightness_range), 1.0)
+        parameters[f"jitter_{name}"] = torch.where(jittered, uniform(max(0.0, 1 - strength), 1 + strength), 1.0)
+    parameters["hue"] = torch.where(jittered, uniform(-a.jitter_hue, a.jitter_hue), 0.0)
+    parameters["gray"] = chance(a.grayscale)
+    parameters["sigma"] = torch.where(chance(a.blur), uniform(*a.blur_sigma), 0.0)
+    parameters["contrast"] = torch.where(chance(a.contrast), uniform(*a.contrast_range), 1.0)
+    parameters["brightness"] = torch.where(chance(a.brightness), uniform(*a.brightness_range), 1.0)
     side = (uniform(*a.cutout_side) * size).round()
-    draws["hole_side"] = torch.where(chance(a.cutout), side, 0.0)
-    draws["hole_top"] = (uniform(0, 1) * (size - draws["hole_side"] + 1)).floor()
-    draws["hole_left"] = (uniform(0, 1) * (size - draws["hole_side"] + 1)).floor()
-    return draws
+    parameters["hole_side"] = torch.where(chance(a.cutout), side, 0.0)
+    parameters["hole_top"] = (uniform(0, 1) * (size - parameters["hole_side"] + 1)).floor()
+    parameters["hole_left"] = (uniform(0, 1) * (size - parameters["hole_side"] + 1)).floor()
+    return parameters
 
 
-def apply(augmentation: Augmentation, images: Tensor, draws: Draws) -> Tensor:
+def apply(augmentation: Augmentation, images: Tensor, parameters: Parameters) -> Tensor:
     """Make one normalised view of each image.
 
     Order: resized crop and flip, colour jitter, grayscale, blur, then BYOL+'s contrast, brightness and
@@ -90,58 +90,58 @@ def apply(augmentation: Augmentation, images: Tensor, draws: Draws) -> Tensor:
     Args:
         augmentation: which operations are in use at all.
         images: float, (B, C, H, W) in [0, 1], square, C = 1 or 3.
-        draws: what ``draw`` gave, on any device, B rows.
+        parameters: what ``draw`` gave, on any device, B rows.
 
     Returns:
         The views, (B, C, H, W) in [-1, 1].
     """
     a = augmentation
     size = images.shape[-1]
-    draws = {name: value.to(images.device) for name, value in draws.items()}
-    rows = crop_matrix(draws["top"], draws["height"], size)
-    columns = crop_matrix(draws["left"], draws["width"], size)
-    columns = torch.where(draws["flip"][:, None, None], columns.flip(1), columns)
+    parameters = {name: value.to(images.device) for name, value in parameters.items()}
+    rows = crop_matrix(parameters["top"], parameters["height"], size)
+    columns = crop_matrix(parameters["left"], parameters["width"], size)
+    columns = torch.where(parameters["flip"][:, None, None], columns.flip(1), columns)
     x = warp(images, rows, columns)
     if a.jitter > 0:
-        x = adjust_brightness(x, draws["jitter_brightness"])
-        x = adjust_contrast(x, draws["jitter_contrast"])
+        x = adjust_brightness(x, parameters["jitter_brightness"])
+        x = adjust_contrast(x, parameters["jitter_contrast"])
         if x.shape[1] == 3:
-            x = adjust_saturation(x, draws["jitter_saturation"])
-            x = adjust_hue(x, draws["hue"])
+            x = adjust_saturation(x, parameters["jitter_saturation"])
+            x = adjust_hue(x, parameters["hue"])
     if a.grayscale > 0 and x.shape[1] == 3:
-        x = torch.where(draws["gray"][:, None, None, None], luminance(x).expand_as(x), x)
+        x = torch.where(parameters["gray"][:, None, None, None], luminance(x).expand_as(x), x)
     if a.blur > 0:
-        blur = blur_matrix(draws["sigma"], a.blur_radius, size)
+        blur = blur_matrix(parameters["sigma"], a.blur_radius, size)
         x = warp(x, blur, blur)
     if a.contrast > 0:
-        x = adjust_contrast(x, draws["contrast"])
+        x = adjust_contrast(x, parameters["contrast"])
     if a.brightness > 0:
-        x = adjust_brightness(x, draws["brightness"])
+        x = adjust_brightness(x, parameters["brightness"])
     if a.cutout > 0:
-        x = x.masked_fill(hole(draws["hole_top"], draws["hole_left"], draws["hole_side"], size), 0.5)
+        x = x.masked_fill(hole(parameters["hole_top"], parameters["hole_left"], parameters["hole_side"], size), 0.5)
     return normalise(x)
 
 
-def pack_draws(draws: Draws) -> Tensor:
+def pack(parameters: Parameters) -> Tensor:
     """Put what ``draw`` gave into one tensor, float32 (B, columns): one copy to a GPU instead of sixteen."""
-    return torch.stack([draws[name].to(torch.float32) for name in DRAWN], 1)
+    return torch.stack([parameters[name].to(torch.float32) for name in DRAWN], 1)
 
 
-def unpack_draws(packed: Tensor) -> Draws:
-    """Return what ``pack_draws`` packed, as views of it where they are numbers."""
-    draws = dict(zip(DRAWN, packed.unbind(1), strict=True))
-    return draws | {name: draws[name] > 0 for name in FLAGS}
+def unpack(packed: Tensor) -> Parameters:
+    """Return what ``pack`` packed, as views of it where they are numbers."""
+    parameters = dict(zip(DRAWN, packed.unbind(1), strict=True))
+    return parameters | {name: parameters[name] > 0 for name in FLAGS}
 
 
-def two_views(augmentation: Augmentation, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+def two_views(augmentation: Augmentation, images: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
     """Make two views of each image: the input of ``BYOL.forward``.
 
     Args:
         augmentation: what was drawn.
         images: float, (B, C, H, W) in [0, 1].
-        draws: 2B rows: those of the first views, then those of the second.
+        parameters: 2B rows: those of the first views, then those of the second.
     """
-    view1, view2 = apply(augmentation, torch.cat([images, images]), draws).chunk(2)
+    view1, view2 = apply(augmentation, torch.cat([images, images]), parameters).chunk(2)
     return view1, view2
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from app.errors import CollapseError, Misfit, UsageError
 from app.science import metrics
 from app.science.byol import build_optimizer, load_optimizer
-from app.science.draws import epoch_order
+from app.science.generators import epoch_order
 from app.science.networks import Classifier, Encoder, normalise, to_float
 from app.science.protocols import Protocol
 from app.science.schedules import learning_rate
@@ -307,11 +307,10 @@ class _Training:
             self.losses = [loss.to(self.labels.device) for loss in state["losses"]]
             outcome = self.outcome
             outcome.best_epoch, outcome.curves = int(state["best_epoch"]), [dict(line) for line in state["curves"]]
-            if not (
-                0 <= self.step <= self.total_steps and outcome.best_epoch <= len(outcome.curves) <= self.recipe.epochs
-            ):
+            epochs = len(outcome.curves)
+            if not (0 <= self.step <= self.total_steps and outcome.best_epoch <= epochs <= self.recipe.epochs):
                 raise ValueError(f"step {self.step} of {self.total_steps}")
-            done_in_epoch = self.step - len(outcome.curves) * self.per_epoch
+            done_in_epoch = self.step - epochs * self.per_epoch
             if len(self.losses) != done_in_epoch or any(loss.dim() for loss in self.losses):
                 raise ValueError("losses are not those of this epoch's steps")
         self.restored_at = self.step
@@ -360,14 +359,8 @@ class _Training:
         finite = math.isfinite(train_loss) and math.isfinite(val_loss)
         labels = self.val_labels.cpu().numpy()
         auroc = metrics.auroc(labels, probabilities(logits, self.task), self.task) if finite else math.nan
-        self.outcome.curves.append(
-            {
-                "epoch": epoch,
-                "train_loss": train_loss,
-                "val_loss": val_loss,
-                "val_auroc": None if math.isnan(auroc) else auroc,
-            }
-        )
+        line = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss}
+        self.outcome.curves.append(line | {"val_auroc": None if math.isnan(auroc) else auroc})
         if not finite:
             raise CollapseError(
                 f"downstream: the loss is {train_loss} in training and {val_loss} in validation at epoch {epoch}; "

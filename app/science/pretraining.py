@@ -1,15 +1,14 @@
-"""The pretraining loop: unlabelled images to an encoder, by BYOL or BYOL+, and the monitor that watches it."""
+"""The pretraining loop: unlabelled images to an encoder, by BYOL or BYOL+."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import json
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -20,21 +19,19 @@ from torch import Tensor, nn
 from app.data import Dataset, Unlabelled
 from app.errors import CollapseError, UsageError
 from app.runtime import compiles_on, machine_of, precision_on
-from app.science import metrics
-from app.science.augment import draw, pack_draws, two_views, unpack_draws
-from app.science.byol import BYOL, build_optimizer, load_optimizer, rank_me, target_std
+from app.science.augment import draw, pack, two_views, unpack
+from app.science.byol import BYOL, build_optimizer, load_optimizer, target_std
 from app.science.convolutions import Table, names_of, table_of, use
 from app.science.distributed import Ranks
-from app.science.draws import batch_at, epoch_order, generator
-from app.science.finetuning import AfterStep, Labelled, encode
-from app.science.knn import knn_scores
+from app.science.finetuning import AfterStep
+from app.science.generators import batch_at, generator
+from app.science.monitor import Monitor
 from app.science.networks import Encoder, to_float
 from app.science.replay import Replay
 from app.science.schedules import ema_momentum, learning_rate
 from app.settings import Augmentation, Network, Pretrain
 
 LOGS_PER_EPOCH = 10
-MONITOR_IMAGES = 5000  # of the labelled training split, enough for a steady k-NN
 
 
 def train(
@@ -77,14 +74,15 @@ def resident(images: NDArray[np.uint8], device: str) -> Tensor:
 def too_few_images(count: int, name: str, settings: Pretrain) -> str:
     """Say that there are fewer images than a step takes, and which settings would do."""
     if count < 2:
-        return f"{name}: has {count} image; pretraining needs 2 or more, better thousands"
-    batch = max(2, count // 2)
-    advice = f"--set pretrain.batch_size={batch}"
-    if settings.epochs * (count // batch) < settings.accumulate:
-        advice += " --set pretrain.accumulate=1"
+        return f"{name}: has {count} image{'' if count == 1 else 's'}; pretraining needs 2 or more, better thousands"
+    batch = settings.batch_size if settings.batch_size <= count else max(2, count // 2)
+    accumulate = min(settings.accumulate, settings.epochs * (count // batch))
+    wanted = {"pretrain.batch_size": batch, "pretrain.accumulate": accumulate}
+    have = {"pretrain.batch_size": settings.batch_size, "pretrain.accumulate": settings.accumulate}
+    advice = " ".join(f"--set {name}={value}" for name, value in wanted.items() if value != have[name])
     return (
         f"pretrain.batch_size={settings.batch_size} (x {settings.accumulate} accumulated): more than the {count} "
-        f"images of {name}; use {advice} or less"
+        f"images of {name}; use {advice}"
     )
 
 
@@ -253,12 +251,12 @@ class Trainer:
         )
         momentum = ema_momentum(self.step, base=s.ema_momentum, total_steps=self.total_steps, cosine=s.ema_cosine)
         micros = range(self.step * s.accumulate, (self.step + 1) * s.accumulate)
-        at, draws = map(torch.stack, zip(*map(self.draws_of, micros), strict=True))
+        at, parameters = map(torch.stack, zip(*map(self.batch_of, micros), strict=True))
         if self.replay is None:
-            loss, projection = self.train_on(at.to(self.device), draws.to(self.device), rate, momentum)
+            loss, projection = self.train_on(at.to(self.device), parameters.to(self.device), rate, momentum)
         else:
             numbers = torch.tensor(rate), torch.tensor(momentum, dtype=torch.float64)
-            loss, projection = self.replay(at, draws, *numbers)
+            loss, projection = self.replay(at, parameters, *numbers)
         for group in self.optimizer.param_groups:
             group["lr"] = rate  # in a checkpoint it is a number
         self.step += 1
@@ -276,25 +274,25 @@ class Trainer:
         self.seconds += time.perf_counter() - begin
         return {name: value for name, value in self.metrics.items() if value is not None}
 
-    def draws_of(self, micro: int) -> tuple[Tensor, Tensor]:
+    def batch_of(self, micro: int) -> tuple[Tensor, Tensor]:
         """Draw on the CPU what this rank needs for micro-batch number ``micro``: a function of the seed and ``micro``.
 
         Returns:
-            Which images, int64 (B,), and the packed draws of their views, float32 (2B, …): B first views, B second.
+            Which images, int64 (B,), and the packed parameters of their views, float32 (2B, …): B first views, then B.
         """
         batch, rows = self.settings.batch_size, self.ranks.rows(self.settings.batch_size)
         at = batch_at(micro, count=self.count, batch_size=batch, seed=self.seed)
-        draws = draw(self.augmentation, 2 * batch, self.images.shape[1], generator("views", self.seed, micro))
-        return at[rows], pack_draws(draws).unflatten(0, (2, batch))[:, rows].flatten(0, 1)
+        parameters = draw(self.augmentation, 2 * batch, self.images.shape[1], generator("views", self.seed, micro))
+        return at[rows], pack(parameters).unflatten(0, (2, batch))[:, rows].flatten(0, 1)
 
     def train_on(
-        self, at: Tensor, draws: Tensor, rate: float | Tensor, momentum: float | Tensor
+        self, at: Tensor, parameters: Tensor, rate: float | Tensor, momentum: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         """Do one optimizer step on what was drawn: from images to the moved target network.
 
         Args:
             at: which images, (micro-batches, B).
-            draws: of their views, (micro-batches, 2B, …).
+            parameters: of their views, (micro-batches, 2B, …).
             rate: learning rate.
             momentum: of the target network.
 
@@ -307,7 +305,7 @@ class Trainer:
         last = len(at) - 1
         for micro in range(len(at)):
             with self.ranks.no_sync(self._ddp) if micro != last else contextlib.nullcontext():
-                loss, projection = self.forward(*self.views(self.images_of(at[micro]), draws[micro]))
+                loss, projection = self.forward(*self.views(self.images_of(at[micro]), parameters[micro]))
                 self.backward(loss / len(at))
         self.optimizer.step()
         self.model.update_target(momentum)
@@ -317,9 +315,9 @@ class Trainer:
         """Return the images at ``at`` (B,), float32 (B, C, H, W) in [0, 1]."""
         return to_float(self.images[at])
 
-    def views(self, images: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """Return two views of each image as ``draws`` (2B, …) says."""
-        return two_views(self.augmentation, images, unpack_draws(draws))
+    def views(self, images: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Return two views of each image as ``parameters`` (2B, …) says."""
+        return two_views(self.augmentation, images, unpack(parameters))
 
     def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor]:
         """Return loss and target projection, (B, D), of two views."""
@@ -371,57 +369,3 @@ class Trainer:
         self.curves.insert(len(self.curves) if place is None else place, json.dumps(line))
         shown = ("loss", "target_std", "rank_me", "knn_accuracy", "knn_auroc")
         self.metrics |= {name: values[name] for name in shown if name in values}
-
-
-class Monitor:
-    """Watches the encoder by k-NN on a labelled set: its training split votes on its validation split.
-
-    On a GPU it looks at a copy, on a stream and a thread of its own, while training goes on.
-    """
-
-    def __init__(self, dataset: Dataset, settings: Pretrain, device: str) -> None:
-        self.dataset, self.settings = dataset, settings
-        train, val = dataset.train, dataset.val
-        some = np.sort(epoch_order(len(train), "monitor").numpy()[:MONITOR_IMAGES])
-        self.train = Labelled.of(train.images[some], train.labels[some], device)
-        self.val = Labelled.of(val.images, val.labels, device)
-        self._aside = (ThreadPoolExecutor(1, "monitor"), torch.cuda.Stream()) if device == "cuda" else None
-        self._copy: Encoder | None = None
-
-    def look(self, encoder: Encoder) -> Future[dict[str, Any]]:
-        """Begin to measure ``encoder`` as it is now; one look at a time."""
-        if self._aside is None:
-            seen: Future[dict[str, Any]] = Future()
-            seen.set_result(self.measure(encoder))
-            return seen
-        pool, stream = self._aside
-        if self._copy is None:
-            self._copy = copy.deepcopy(encoder)
-        self._copy.load_state_dict(encoder.state_dict())
-        stream.wait_stream(torch.cuda.current_stream())
-
-        def measure(copied: Encoder) -> dict[str, Any]:
-            with torch.cuda.stream(stream):
-                return self.measure(copied)
-
-        return pool.submit(measure, self._copy)
-
-    def measure(self, encoder: Encoder) -> dict[str, Any]:
-        """Return accuracy and AUROC of the k-NN, and RankMe of the validation features."""
-        bank, queries = encode(encoder, self.train.images), encode(encoder, self.val.images)
-        multi_label = self.dataset.task == metrics.MULTI_LABEL
-        scores = knn_scores(
-            bank,
-            self.train.labels if multi_label else self.train.labels[:, 0],
-            queries,
-            n_classes=self.dataset.n_classes,
-            neighbours=self.settings.knn_neighbours,
-            temperature=self.settings.knn_temperature,
-        )
-        found = metrics.evaluate(self.val.labels.cpu().numpy(), scores, self.dataset.task)
-        return {
-            "knn_accuracy": found["accuracy"],
-            "knn_auroc": None if math.isnan(found["auroc"]) else found["auroc"],
-            "knn_dataset": self.dataset.name,
-            "rank_me": rank_me(queries),
-        }

@@ -20,11 +20,12 @@ from app.jobs.checkpoint import dump_weights
 from app.jobs.job import Job, done_as_planned, open_job
 from app.jobs.records import DatasetInfo, DownstreamRecord, FewShotDraw, Pointer
 from app.jobs.run import Run, load_labelled, now, planned_data
-from app.runtime import Progress, choose_device, environment, machine_of, prepare
+from app.progress import Progress
+from app.runtime import choose_device, environment, machine_of, prepare
 from app.science import metrics
 from app.science.convolutions import Table, names_of, table_of, use
-from app.science.draws import generator
 from app.science.finetuning import Labelled, fit, n_outputs
+from app.science.generators import generator
 from app.science.networks import Classifier, Encoder, to_float
 from app.science.protocols import PROTOCOLS
 from app.settings import Config, FewShotRecipe, ProtocolName, Recipe

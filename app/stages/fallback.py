@@ -10,7 +10,7 @@ from app.errors import InputError, StorageError, UsageError
 from app.jobs import keys
 from app.jobs.run import Run, search
 from app.machine import path_of
-from app.runtime import Progress
+from app.progress import Progress
 from app.settings import Config
 from app.storage import Store
 
@@ -43,7 +43,7 @@ def settle_data(store: Store, config: Config, *, mirror: str | None = None, offl
         else:
             choice = "never"
     if choice == "always":
-        _draw(store, names, config.data.size)
+        _paint(store, names, config.data.size)
         progress.say("runs on phantoms: SYNTHETIC images, whose results say nothing about medicine")
     return _decide(config, choice)
 
@@ -71,7 +71,7 @@ def _download(store: Store, names: list[str], config: Config, mirror: str | None
     return True
 
 
-def _draw(store: Store, names: list[str], size: int) -> None:
+def _paint(store: Store, names: list[str], size: int) -> None:
     if unknown := sorted(set(names) - PHANTOM_COUNTS.keys()):
         raise UsageError(
             f"data.phantoms: there are no phantoms of {', '.join(unknown)}, only of {', '.join(PHANTOM_COUNTS)}; "

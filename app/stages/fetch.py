@@ -10,7 +10,7 @@ from app.data.files import digest_of
 from app.errors import InputError, UsageError
 from app.jobs import keys
 from app.machine import path_of
-from app.runtime import Progress
+from app.progress import Progress
 from app.settings import Config
 from app.stages.fallback import settle_data
 from app.storage import Store, sha256

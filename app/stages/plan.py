@@ -32,7 +32,7 @@ from app.jobs.run import (
     now,
     settings_apart,
 )
-from app.runtime import Progress
+from app.progress import Progress
 from app.science.protocols import PROTOCOLS
 from app.settings import Config
 from app.stages.fallback import settle_data

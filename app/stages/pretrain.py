@@ -14,7 +14,9 @@ from app.jobs.checkpoint import dump_weights
 from app.jobs.job import done_as_planned, open_job
 from app.jobs.records import DatasetInfo, PretrainRecord
 from app.jobs.run import Run, load_labelled, load_pretraining, monitor_name, now, planned_data
-from app.runtime import Progress, choose_device, environment, machine_of, prepare
+from app.machine import enough_memory
+from app.progress import Progress
+from app.runtime import choose_device, environment, machine_of, prepare
 from app.science import pretraining
 from app.science.convolutions import Table, names_of
 from app.science.distributed import Ranks, joined, leading, process_count, torchrun_rank
@@ -112,13 +114,17 @@ def follow(ranks: Ranks, address: str, run_id: str, config: Config, method: Meth
         config: its configuration.
         method: as rank 0's.
         seed: likewise.
+
+    Raises:
+        UsageError: there is not enough memory.
     """
     device = choose_device(config.runtime.device)
     prepare(device, config.runtime.threads, ranks.world)
     run = Run(open_store(address), run_id, config)
-    trainer = build_trainer(config, method, seed, load_pretraining(run), device)
-    if trainer.join(ranks):
-        pretraining.follow(trainer)
+    with enough_memory("pretrain.batch_size"):
+        trainer = build_trainer(config, method, seed, load_pretraining(run), device)
+        if trainer.join(ranks):
+            pretraining.follow(trainer)
 
 
 def build_trainer(

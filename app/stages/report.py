@@ -8,8 +8,8 @@ from pathlib import Path
 from app.data.files import atomic_write
 from app.errors import InputError, UsageError
 from app.jobs import keys
+from app.progress import Progress
 from app.report import ReportSummary, make_report
-from app.runtime import Progress
 from app.storage import Store
 
 __all__ = ["ReportSummary", "run"]

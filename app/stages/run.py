@@ -18,7 +18,8 @@ from app.jobs.job import continued_without_overwrite, forget
 from app.jobs.records import PlannedJob, PlannedPretraining
 from app.jobs.run import Run
 from app.machine import cores
-from app.runtime import SIGNALS, Progress, Stopped, StopRequest, end_with_the_parent, stop_now
+from app.progress import Progress
+from app.runtime import SIGNALS, Stopped, StopRequest, end_with_the_parent, stop_now
 from app.science.distributed import started_by_torchrun
 from app.settings import Config
 from app.stages import downstream, pretrain, report

@@ -7,7 +7,7 @@ import os
 from app.errors import AppError, Interrupted, StorageError
 from app.jobs.records import PlannedDownstream
 from app.jobs.run import Run
-from app.runtime import Progress
+from app.progress import Progress
 from app.stages.run import run_job
 
 

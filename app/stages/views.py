@@ -11,7 +11,7 @@ from PIL import Image
 
 from app.jobs.run import Run, load_pretraining
 from app.science.augment import apply, draw
-from app.science.draws import generator
+from app.science.generators import generator
 from app.science.networks import to_float
 from app.settings import Method
 from app.storage import FolderStore
@@ -19,7 +19,7 @@ from app.storage import FolderStore
 ROWS, VIEWS, SCALE, GAP = 8, 10, 3, 2
 
 
-def draw_views(run: Run, *, method: Method, seed: int, out: Path) -> Path:
+def show_views(run: Run, *, method: Method, seed: int, out: Path) -> Path:
     """Save a grid as PNG: ``ROWS`` images, the original and ``VIEWS`` views of each.
 
     Raises:
@@ -31,8 +31,8 @@ def draw_views(run: Run, *, method: Method, seed: int, out: Path) -> Path:
     augmentation = run.config.augmentation(method)
     columns = [images]
     for view in range(VIEWS):
-        draws = draw(augmentation, len(images), data.size, generator("picture", seed, view))
-        columns.append(apply(augmentation, images, draws) / 2 + 0.5)
+        parameters = draw(augmentation, len(images), data.size, generator("picture", seed, view))
+        columns.append(apply(augmentation, images, parameters) / 2 + 0.5)
     grid = torch.nn.functional.pad(torch.stack(columns, 1), (0, GAP, 0, GAP), value=1.0)  # (row, column, C, H, W)
     rows, count, channels, height, width = grid.shape
     sheet = grid.permute(0, 3, 1, 4, 2).reshape(rows * height, count * width, channels)

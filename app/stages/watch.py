@@ -15,7 +15,7 @@ from typing import Any
 
 from app.cluster.kubernetes import Api
 from app.errors import AppError, StorageError
-from app.runtime import Progress
+from app.progress import Progress
 from app.stages.status import give_reason, publish_hours, publish_status, workflow_status
 from app.storage import Store
 

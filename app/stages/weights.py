@@ -18,7 +18,7 @@ from app.jobs.checkpoint import dump_weights, parse_weights
 from app.jobs.records import Pointer, read_record, read_verified
 from app.jobs.run import Run
 from app.machine import path_of
-from app.runtime import Progress
+from app.progress import Progress
 from app.science.foreign import find_resnet
 from app.science.networks import Encoder
 from app.settings import METHODS, Config

@@ -8,12 +8,11 @@ from urllib.parse import unquote, urlsplit
 
 from app.errors import UsageError
 from app.machine import path_of
-from app.storage.base import TEMPORARY, MissingObject, Patience, Store, Versioned, check_key, is_key, sha256
+from app.storage.base import MissingObject, Patience, Store, Versioned, check_key, is_key, sha256
 from app.storage.folder import FolderStore
 from app.storage.s3 import S3Store
 
 __all__ = [
-    "TEMPORARY",
     "FolderStore",
     "MissingObject",
     "Patience",

@@ -1,9 +1,11 @@
-"""What goes wrong with S3 servers: what each refusal and each failure of boto3 means, and what to do about it."""
+"""What S3 servers answer: what each refusal and each failure of boto3 means, and what to do about it."""
 
 from __future__ import annotations
 
+import email.utils
 import os
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -235,3 +237,11 @@ def may_be_damage(error: Refusal) -> bool:
 def one_line(error: BaseException) -> str:
     """Return the error's text on one line, without what it may hold of credentials."""
     return plain(str(error), 400) or type(error).__name__
+
+
+def age(answer: dict[str, Any]) -> float:
+    """Return the seconds since the object was written: both times are the server's."""
+    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    now = email.utils.parsedate_to_datetime(date).timestamp() if date else time.time()
+    written: float = answer["LastModified"].timestamp()
+    return max(0.0, now - written)

@@ -12,8 +12,6 @@ from typing import Protocol, TypeVar
 
 from app.errors import InputError, StorageError, UsageError
 
-TEMPORARY = ".tmp-"  # prefix of half-written files; never listed, never read
-
 T = TypeVar("T")
 
 

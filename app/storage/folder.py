@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from app.atomic import TEMPORARY, UNABLE, replacing
 from app.errors import AppError, StorageError, UsageError, os_error
-from app.storage.base import TEMPORARY, MissingObject, Patience, Versioned, check_key, sha256
+from app.storage.base import MissingObject, Patience, Versioned, check_key, sha256
 
 LOCK = f"{TEMPORARY}lock-"
-UNABLE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}  # a file system lacks this
 
 
 class FolderStore:
@@ -161,30 +161,8 @@ def _clock(folder: Path) -> float:
 
 
 def _publish(path: Path, data: bytes | memoryview) -> None:
-    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{path.name}")
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _flush_folder(path.parent)
-
-
-def _flush_folder(path: Path) -> None:
-    """Flush the names in a folder to disk, where the file system can: CIFS, some FUSE and WSL cannot."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    except OSError as error:
-        if error.errno not in UNABLE:
-            raise
-    finally:
-        os.close(folder)
+    with _explained(path), replacing(path) as file:
+        file.write(data)
 
 
 @contextlib.contextmanager

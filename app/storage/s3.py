@@ -1,27 +1,22 @@
-"""A store in an S3 bucket: the one module that knows boto3."""
+"""A store in an S3 bucket."""
 
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import json
-import os
-import re
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from app.errors import InputError, StorageError, UsageError
 from app.machine import cache_folder
-from app.storage.answers import Conflict, Lost, Refusal, explain, gives_no_reason, is_boto, may_be_damage, one_line
+from app.storage.address import Address
+from app.storage.answers import Conflict, Lost, Refusal, age, explain, gives_no_reason, is_boto, may_be_damage, one_line
 from app.storage.base import MissingObject, Patience, Versioned, check_key, sha256
 
 PART = 16 * 2**20  # bytes of one part of a multipart upload; larger objects are uploaded in parts
-CONNECT_TIMEOUT, READ_TIMEOUT = 5, 20  # seconds
 DOUBTFUL_TRIES = 4  # for answers that say "your fault" but may stem from a request damaged on its way
 CHECKS = "checks"  # folder of what a store's server is tried with
 CONDITIONS = f"{CHECKS}/conditional-writes.json"  # there once the server has shown that it keeps conditions
@@ -52,26 +47,14 @@ class S3Store:
     """
 
     def __init__(self, uri: str, patience: Patience | None = None) -> None:
-        parts = urlsplit(uri)
-        if "@" in parts.netloc:
-            raise UsageError("--store s3://…@…: credentials do not belong into the URI; give them as boto3 reads them")
-        options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        bucket, prefix = parts.netloc, unquote(parts.path).strip("/")
-        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket) or parts.fragment:
-            raise UsageError(f"--store s3://{bucket}: not a bucket's name; write s3://bucket/prefix")
-        if unknown := options.keys() - {"endpoint", "path_style", "conditional_writes"}:
-            raise UsageError(
-                f"--store s3://{bucket}?{min(unknown)}=…: unknown; there are endpoint, path_style, conditional_writes"
-            )
-        if options.get("conditional_writes", "off") != "off":
-            raise UsageError(f"--store s3://{bucket}?conditional_writes=…: give off, or leave it out")
-        self.bucket, self.prefix = bucket, f"{check_key(prefix)}/" if prefix else ""
-        self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
+        address = Address.of(uri)
+        self.bucket, self.prefix = address.bucket, f"{address.prefix}/" if address.prefix else ""
+        self.uri = address.uri
         self.address = uri
         self.patience = patience or Patience()
-        self._open = partial(_client, _endpoint(options), _path_style(options), self.uri)
+        self._open = address.connect
         self._client = self._open()
-        self._guarded = "conditional_writes" not in options
+        self._guarded = address.guarded
         self._tried = False  # whether the server was seen to keep conditions
         self._put_works = False
 
@@ -95,7 +78,7 @@ class S3Store:
                 if damaged >= DOUBTFUL_TRIES:
                     raise InputError(f"{wrong}; delete it and run the job again")
                 raise StorageError(f"{wrong}; run the same command again")
-            return Versioned(data, answer["ETag"], _age(answer))
+            return Versioned(data, answer["ETag"], age(answer))
 
         return self._try(operation, key)
 
@@ -413,50 +396,3 @@ class S3Store:
             "(AWS_REQUEST_CHECKSUM_CALCULATION=when_required does so from the start)"
         )
         return True
-
-
-def _client(endpoint: str | None, path_style: bool, uri: str, **more: str) -> Any:
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
-
-    style = "path" if path_style else "virtual"
-    config = Config(
-        connect_timeout=CONNECT_TIMEOUT,
-        read_timeout=READ_TIMEOUT,
-        retries={"total_max_attempts": 1},  # Patience tries again, and knows when a signal has come
-        s3={"addressing_style": style},
-        tcp_keepalive=True,
-        **more,
-    )
-    try:
-        return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
-    except (BotoCoreError, ValueError) as error:
-        raise UsageError(f"--store {uri}: {one_line(error)}; check the AWS configuration") from error
-
-
-def _endpoint(options: dict[str, str]) -> str | None:
-    endpoint = options.get("endpoint") or None
-    if endpoint is not None:
-        parts = urlsplit(endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-            raise UsageError("--store …?endpoint=…: give an address, https://s3.example.org, without credentials")
-    return endpoint
-
-
-def _path_style(options: dict[str, str]) -> bool:
-    word = options.get("path_style") or os.environ.get("BYOL_S3_PATH_STYLE")
-    if not word:
-        own = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        return bool(own)
-    if word.lower() not in ("true", "false"):
-        raise UsageError(f"path_style={word}: give true or false (in --store, or as BYOL_S3_PATH_STYLE)")
-    return word.lower() == "true"
-
-
-def _age(answer: dict[str, Any]) -> float:
-    """Seconds since the object was written: both times are the server's."""
-    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-    now = email.utils.parsedate_to_datetime(date).timestamp() if date else time.time()
-    written: float = answer["LastModified"].timestamp()
-    return max(0.0, now - written)

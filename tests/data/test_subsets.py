@@ -40,7 +40,7 @@ class TestFewShot:
         assert counts[:12].max() < 580
         assert counts[:12].sum() == 6000
 
-    def test_draws_of_a_large_class_are_independent(self):
+    def test_batch_of_a_large_class_are_independent(self):
         # Jaccard of two independent 20-subsets of 500 is about 0.02.
         labels = np.zeros((500, 1), np.int64)
         draws = [draw(k=20, number=number, labels=labels, names=["only"]) for number in range(40)]

@@ -21,7 +21,8 @@ from app.jobs.claims import LostClaim
 from app.jobs.job import Job, open_job
 from app.jobs.records import PretrainRecord, publish, read_json
 from app.jobs.run import Run
-from app.runtime import Progress, StopRequest
+from app.progress import Progress
+from app.runtime import StopRequest
 from app.storage import FolderStore
 from tests.checkpoints import save_checkpoint
 

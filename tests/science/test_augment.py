@@ -10,7 +10,7 @@ from torchvision.transforms import functional as TF
 
 from app.bench.kornia_views import kornia_views
 from app.config import load_config
-from app.data.phantoms import draw_phantoms
+from app.data.phantoms import make_phantoms
 from app.science.augment import (
     LUMINANCE,
     adjust_brightness,
@@ -23,12 +23,12 @@ from app.science.augment import (
     draw,
     hole,
     luminance,
-    pack_draws,
+    pack,
     two_views,
-    unpack_draws,
+    unpack,
     warp,
 )
-from app.science.draws import generator
+from app.science.generators import generator
 from app.science.networks import to_float
 from app.settings import Augmentation
 
@@ -67,7 +67,7 @@ def views_of(augmentation, images, generator):
 
 def test_draws_survive_packing():
     draws = many(FULL, 32)
-    unpacked = unpack_draws(pack_draws(draws))
+    unpacked = unpack(pack(draws))
     assert unpacked.keys() == draws.keys()
     for name, values in draws.items():
         assert unpacked[name].dtype == values.dtype, name
@@ -310,7 +310,7 @@ def described(views):
 def test_views_are_distributed_as_kornias(channels):
     """Jittered always, in our order: kornia takes its four operations in a random one, and would clip elsewhere."""
     like = change(FULL, crop_scale=(0.3, 1.0), jitter=1.0, contrast=0.0, brightness=0.0, cutout=0.0)
-    shapes = draw_phantoms("dermamnist", (800, 20, 20), seed=0)["train_images"]
+    shapes = make_phantoms("dermamnist", (800, 20, 20), seed=0)["train_images"]
     x = to_float(torch.from_numpy(shapes))
     x = x[:, :1] if channels == 1 else x
     pipeline = kornia_views(like, 28)

@@ -21,7 +21,7 @@ from app.errors import AppError, Interrupted, UsageError
 from app.jobs.run import Run
 from app.science import distributed
 from app.science.distributed import GlobalBatchNorm, Ranks, joined, leading, process_count, rendezvous, torchrun_rank
-from app.science.draws import generator
+from app.science.generators import generator
 from app.science.networks import Encoder
 from app.science.pretraining import Trainer
 from app.stages import pretrain

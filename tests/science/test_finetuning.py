@@ -10,7 +10,6 @@ from torch import nn
 from app.errors import CollapseError, InputError
 from app.science import finetuning
 from app.science.byol import build_optimizer
-from app.science.draws import epoch_order
 from app.science.finetuning import (
     Labelled,
     encode,
@@ -20,6 +19,7 @@ from app.science.finetuning import (
     probabilities,
     task_loss,
 )
+from app.science.generators import epoch_order
 from app.science.metrics import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
 from app.science.networks import Classifier, Encoder, normalise, to_float
 from app.science.protocols import PROTOCOLS, Protocol

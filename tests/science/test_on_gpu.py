@@ -13,7 +13,7 @@ import torch.distributed as dist
 from app.config import load_config
 from app.data import Unlabelled
 from app.data.datasets import Split
-from app.data.phantoms import draw_phantoms
+from app.data.phantoms import make_phantoms
 from app.runtime import prepare
 from app.science.distributed import Ranks, joined
 from app.science.finetuning import encode
@@ -145,7 +145,7 @@ def test_a_checkpoint_of_the_gpu_goes_on_on_the_cpu_and_back():
 
 
 def test_the_monitor_sees_the_encoder_as_it_was_when_it_began_to_look():
-    arrays = draw_phantoms("pneumoniamnist", (64, 32, 32))
+    arrays = make_phantoms("pneumoniamnist", (64, 32, 32))
     splits = {
         split: Split(arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int64))
         for split in ("train", "val")

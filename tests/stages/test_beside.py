@@ -46,18 +46,31 @@ def test_a_preset_is_a_file_by_its_name_or_its_path(tmp_path, monkeypatch, name)
         load_config("none.yml")
 
 
-@pytest.mark.parametrize("count", [2, 3, 5, 31])
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 10, 31])
+@pytest.mark.parametrize("batch", [2, 3, 4, 64])
 @pytest.mark.parametrize("accumulate", [1, 4, 16])
-def test_the_advice_for_few_images_works(count, accumulate) -> None:
-    asked = ["pretrain.batch_size=64", f"pretrain.accumulate={accumulate}", "pretrain.epochs=1"]
-    line = too_few_images(count, "mine", load_config("smoke", asked).pretrain)
-    advice = [word for word in line.split() if word.startswith("pretrain.") and "(" not in word][1:]
-    settings = load_config("smoke", [*asked, *advice]).pretrain
-    assert settings.epochs * (count // settings.batch_size) // settings.accumulate >= 1
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_the_advice_for_few_images_works(count, batch, accumulate, epochs) -> None:
+    """And it touches nothing that is not in the way: a batch of 4 fits 10 images, 16 of them do not."""
+    recipe = load_config("smoke").pretrain.model_copy(
+        update={"batch_size": batch, "accumulate": accumulate, "epochs": epochs}
+    )
+    if epochs * (count // batch) // accumulate >= 1:
+        return  # nobody asks for advice
+    line = too_few_images(count, "mine", recipe)
+    advice = dict(word.removeprefix("pretrain.").split("=") for word in line.split("; use ")[1].split() if "=" in word)
+    advised = type(recipe).model_validate(recipe.model_dump() | {name: int(value) for name, value in advice.items()})
+    assert advised.epochs * (count // advised.batch_size) // advised.accumulate >= 1
+    assert 2 <= advised.batch_size <= batch
+    assert advised.accumulate <= accumulate
+    assert ("batch_size" in advice) == (batch > count)
 
 
-def test_one_image_is_too_few() -> None:
-    assert "pretraining needs 2 or more" in too_few_images(1, "mine", load_config("smoke").pretrain)
+@pytest.mark.parametrize(("count", "said"), [(0, "has 0 images"), (1, "has 1 image;")])
+def test_one_image_is_too_few(count, said) -> None:
+    line = too_few_images(count, "mine", load_config("smoke").pretrain)
+    assert said in line
+    assert "pretraining needs 2 or more" in line
 
 
 def test_a_sound_copy_is_taken_where_the_first_is_truncated(tmp_path, capsys) -> None:

@@ -223,7 +223,7 @@ def copies(phantoms: Path, tmp_path: Path) -> Path:
 
 def test_shared_images_are_said_in_plan_and_on_the_terminal(call, phantoms, copies, monkeypatch, capsys):
     said = []
-    monkeypatch.setattr("app.runtime.Progress.say", lambda _, message, **__: said.append(message))
+    monkeypatch.setattr("app.progress.Progress.say", lambda _, message, **__: said.append(message))
     assert planned(call, phantoms, "--data", f"scans={copies}", "--set", "data.pretrain=scans")[0] == 0
     [warning] = [line for line in said if "WARNING" in line]
     assert "5 of 156 test images of BreastMNIST (SYNTHETIC) are among the images of pretraining, scans" in warning
@@ -251,7 +251,7 @@ def test_own_images_are_looked_through_for_similar_ones(call, tmp_path, monkeypa
     for number, pixels in enumerate([*pictures[:30], pictures[41], pictures[42] + 9, pictures[43] // 2 + 40]):
         Image.fromarray(pixels).resize((84, 84), Image.Resampling.NEAREST).save(tmp_path / f"scans/{number:02d}.png")
     said = []
-    monkeypatch.setattr("app.runtime.Progress.say", lambda _, message, **__: said.append(message))
+    monkeypatch.setattr("app.progress.Progress.say", lambda _, message, **__: said.append(message))
     own = ["--unlabelled", "scans/", "--labelled", "My lesions.npz", "--size", "28", "--preset", "smoke"]
     code, _, errors = call("plan", "--run-id", "r", "--set", "data.subset=null", *own)
     assert (code, errors) == (0, "")
@@ -316,7 +316,7 @@ def test_the_hint_for_too_many_shots_is_enough(call, phantoms, protocols, ks, na
 
 def test_what_can_be_settled_is_said_for_each_test_set(call, phantoms, monkeypatch):
     said = []
-    monkeypatch.setattr("app.runtime.Progress.say", lambda _, message, **__: said.append(message))
+    monkeypatch.setattr("app.progress.Progress.say", lambda _, message, **__: said.append(message))
     more = ["--set", "study.datasets=[breastmnist,pneumoniamnist]"]
     assert planned(call, phantoms, *more, "--set", "study.seeds=[0,1,2]")[0] == 0
     lines = [line for line in said if "settled" in line]
@@ -335,7 +335,7 @@ def test_what_can_be_settled_is_said_for_each_test_set(call, phantoms, monkeypat
 
 def test_points_of_the_label_curve_without_labels_are_named(call, phantoms, monkeypatch):
     said = []
-    monkeypatch.setattr("app.runtime.Progress.say", lambda _, message, **__: said.append(message))
+    monkeypatch.setattr("app.progress.Progress.say", lambda _, message, **__: said.append(message))
     assert planned(call, phantoms, "--set", "protocols.few_shot_frozen.curve=[1,900,5000]")[0] == 0
     [line] = [line for line in said if "label curve" in line]
     assert line == (

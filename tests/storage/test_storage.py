@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from app.atomic import TEMPORARY
 from app.errors import InputError, StorageError, UsageError
-from app.storage import TEMPORARY, FolderStore, MissingObject, check_key, open_store, sha256
+from app.storage import FolderStore, MissingObject, check_key, open_store, sha256
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import hashlib
 import pytest
 import torch
 
-from app.science.draws import batch_at, epoch_order, generator
+from app.science.generators import batch_at, epoch_order, generator
 
 
 def test_equal_keys_give_equal_draws():
