@@ -70,6 +70,12 @@ class CollapseError(AppError):
         self.curves = curves
 
 
+def error_of(code: int) -> type[AppError]:
+    """Return the kind of error that ends a process with ``code``; AppError for every other code."""
+    kinds = (UsageError, InputError, StorageError, Interrupted, CollapseError)
+    return next((kind for kind in kinds if kind.exit_code == code), AppError)
+
+
 _ROOM = "make room and run the same command again"
 # What the system says of a file or folder: whose fault it is, what is wrong, and what to do.
 OS_CAUSES: dict[int, tuple[type[AppError], str, str]] = {

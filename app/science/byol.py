@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.science.networks import Encoder, mlp
+from app.science.norms import PairedBatchNorm
 from app.settings import OptimizerName
 
 
@@ -105,35 +106,6 @@ class BYOL(nn.Module):
             change = torch._foreach_sub(online, target)
             torch._foreach_mul_(change, (1 - momentum).to(torch.float32))
             torch._foreach_add_(target, change)
-
-
-class PairedBatchNorm(nn.BatchNorm1d):
-    """BatchNorm of a batch whose two halves are two views: each half by statistics of its own.
-
-    The same as ``nn.BatchNorm1d`` or ``2d`` on one half and then on the other, to rounding, running statistics
-    included. In evaluation mode there are no halves.
-    """
-
-    def _check_input_dim(self, x: Tensor) -> None:
-        """Take any number of dimensions: this stands for BatchNorm1d and 2d alike."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x`` (2B, C, …)."""
-        if not self.training:
-            return super().forward(x)
-        last = x.movedim(1, -1)  # in channels-last memory, where this is how images lie, no copy
-        halves = last.reshape(2, -1, last.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
-        variance, mean = torch.var_mean(halves, 1, correction=0, keepdim=True)
-        if self.running_mean is not None and self.running_var is not None and self.momentum is not None:
-            count = halves.shape[1]
-            with torch.no_grad():
-                for half in range(2):
-                    self.running_mean.lerp_(mean[half, 0], self.momentum)
-                    self.running_var.lerp_(variance[half, 0] * (count / (count - 1)), self.momentum)
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(2)
-        scaled = (halves - mean) * (torch.rsqrt(variance + self.eps) * self.weight) + self.bias
-        return scaled.to(x.dtype).reshape(last.shape).movedim(-1, 1)
 
 
 def target_std(projection: Tensor) -> float:

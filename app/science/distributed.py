@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but for torch's stubs
 from torch.nn.parallel import DistributedDataParallel
 
-from app.errors import AppError, UsageError
+from app.errors import AppError, UsageError, error_of
 from app.runtime import SIGNALS, end_with_the_parent
+from app.science.norms import GlobalBatchNorm
 
 
 class Ranks:
@@ -181,7 +182,8 @@ def leading(world: int, device: str, follow: Callable[..., None], *args: Any) ->
         *args: picklable.
 
     Raises:
-        AppError: one of the others ended before its time; what it says stands in its own lines.
+        AppError: one of the others ended before its time: of the kind whose exit code it ended with. What it says
+            stands in its own lines.
     """
     ranks = Ranks(0, world)
     followers: list[SpawnProcess] = []
@@ -214,7 +216,7 @@ def leading(world: int, device: str, follow: Callable[..., None], *args: Any) ->
             for process in followers:
                 process.join(max(0.0, deadline - time.monotonic()))
             if codes := [process.exitcode for process in followers if process.exitcode]:
-                raise AppError(
+                raise error_of(codes[0])(
                     f"pretrain: one of {world} processes has ended ({codes[0]}); its own lines say why"
                 ) from error
             raise
@@ -247,54 +249,6 @@ def _follower(
     except AppError as error:
         print(f"error: rank {rank}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
-
-
-class SumOverRanks(torch.autograd.Function):
-    """The sum of a tensor over all ranks; so is its gradient.
-
-    torch's own (``torch.distributed.nn.functional.all_reduce``) gives the same, but warns that it will go and refuses
-    to be compiled; what it names instead is private.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        """Add up ``x``."""
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """Add up its gradient."""
-        return SumOverRanks.forward(ctx, gradients[0])
-
-
-class GlobalBatchNorm(nn.BatchNorm1d):
-    """BatchNorm with the statistics of the whole batch, as ``nn.SyncBatchNorm``, which refuses CPU tensors."""
-
-    def _check_input_dim(self, x: Tensor) -> None:
-        """Take any number of dimensions: this stands for BatchNorm1d and 2d alike."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x`` (B, C, …) by mean and variance over all ranks' rows, equally many on each."""
-        if not self.training:
-            return super().forward(x)
-        axes = [axis for axis in range(x.ndim) if axis != 1]
-        shape = [1, -1, *[1] * (x.ndim - 2)]
-        world = dist.get_world_size()
-        values = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = SumOverRanks.apply(values.mean(axes)) / world
-        centred = values - mean.view(shape)
-        variance: Tensor = SumOverRanks.apply(centred.square().mean(axes)) / world
-        if self.running_mean is not None and self.running_var is not None and self.momentum is not None:
-            count = world * x.numel() // x.shape[1]
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        scaled = centred * torch.rsqrt(variance + self.eps).view(shape)
-        return torch.addcmul(self.bias.view(shape), scaled, self.weight.view(shape)).to(x.dtype)
 
 
 def _share_statistics(model: nn.Module) -> None:

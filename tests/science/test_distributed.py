@@ -7,7 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,16 +20,18 @@ from torch import nn
 
 from app.config import load_config
 from app.data import write_phantoms
-from app.errors import AppError, Interrupted, UsageError
+from app.errors import AppError, InputError, Interrupted, UsageError
 from app.jobs.run import Run
 from app.science import distributed
-from app.science.distributed import GlobalBatchNorm, Ranks, joined, leading, process_count, rendezvous, torchrun_rank
+from app.science.distributed import Ranks, joined, leading, process_count, rendezvous, torchrun_rank
 from app.science.generators import generator
 from app.science.networks import Encoder
+from app.science.norms import GlobalBatchNorm
 from app.science.pretraining import Trainer
 from app.stages import pretrain
 from app.stages.run import run_study
 from app.storage import FolderStore
+from tests.servers import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = [
@@ -35,6 +40,16 @@ SETTINGS = [
     "runtime.grace_seconds=300", "pretrain.optimizer=sgd", "pretrain.learning_rate=0.01", "data.monitor=null",
     "pretrain.warmup_epochs=0",
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_followers() -> Iterator[None]:
+    """Followers are forked from one process that has imported torch, and not each from nothing: seconds of each."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["tests.science.test_distributed"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "get_context", lambda method: context)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +120,7 @@ def test_batch_norm_has_the_statistics_and_gradients_of_the_whole_batch(tmp_path
     out = norm(x)
     (out * factors).sum().backward()
     place = rendezvous(2, 0, 0)
-    mp.spawn(work_of_batch_norm, (place.port, tmp_path, dims), nprocs=2)
+    mp.start_processes(work_of_batch_norm, (place.port, tmp_path, dims), nprocs=2, start_method="forkserver")
     outs, grads, weights, states = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True)
     close = {"rtol": 1e-10, "atol": 1e-10}
     torch.testing.assert_close(torch.cat(outs), out.detach(), **close)
@@ -162,7 +177,7 @@ def test_two_processes_stopped_and_continued_are_two_uninterrupted(make_run, mon
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_ranks_too_and_a_finished_job_ends_them(make_run, tmp_path, phantoms):
+def test_torchrun_starts_the_ranks_too_and_a_finished_job_ends_them(make_run, tmp_path, phantoms, launcher):
     one = make_run("one")
     pretrain.run(one, method="byol", seed=0)
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
@@ -171,29 +186,65 @@ def test_torchrun_starts_the_ranks_too_and_a_finished_job_ends_them(make_run, tm
         "--run-id", "r", "--method", "byol", "--store", str(tmp_path / "two"), "--preset", "smoke",
         "--data-root", str(phantoms), *settings,
     ]  # fmt: skip
-    for words in ("encoder.safetensors", "already done"):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        assert words in done.stdout + done.stderr
-        assert done.stdout.count("encoder.safetensors") == 1, "rank 0 alone speaks"
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("encoder.safetensors") == 1, "rank 0 alone speaks"
     assert_alike(tmp_path / "two", Path(one.store.uri))
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}  # as torchrun says
+    again = [
+        launcher.start(*command[command.index("pretrain") :], environment=where | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in "01"
+    ]
+    assert [process.wait(120) for process in again] == [0, 0], [process.text for process in again]
+    assert "already done" in again[0].text
+    assert [process.text.count("encoder.safetensors") for process in again] == [1, 0]
 
 
-def dies(ranks: Ranks) -> None:
-    raise UsageError("no such thing")
+def dies(ranks: Ranks, error: AppError) -> None:
+    raise error
 
 
-def lead_those_who_die() -> None:
-    with leading(2, "cpu", dies) as ranks:
+def lead_those_who_die(error: AppError) -> None:
+    with leading(2, "cpu", dies, error) as ranks:
         ranks.spawn()
         ranks.gather(torch.zeros(1))
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_ends_the_job_with_a_line(capfd):
-    with pytest.raises(AppError, match=r"one of 2 processes has ended \(2\); its own lines say why"):
-        lead_those_who_die()
+@pytest.mark.parametrize("error", [InputError("no such thing"), AppError("no such thing")], ids=["66", "70"])
+def test_a_rank_that_dies_ends_the_job_with_its_code(capfd, error):
+    said = rf"one of 2 processes has ended \({error.exit_code}\); its own lines say why"
+    with pytest.raises(AppError, match=said) as ended:
+        lead_those_who_die(error)
+    assert type(ended.value) is type(error)
     assert "error: rank 1: no such thing" in capfd.readouterr().err
+
+
+def follow_without_memory(ranks: Ranks, *args: Any) -> None:
+    """Be the follower of a pretraining whose first step finds no memory."""
+
+    def advance(self: Trainer) -> dict[str, float]:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    Trainer.advance = advance
+    pretrain.follow(ranks, *args)
+
+
+@pytest.mark.slow
+def test_a_follower_without_memory_ends_the_job_as_rank_0_would(make_run, monkeypatch, capfd):
+    run = make_run("two", "runtime.processes=2")
+    monkeypatch.setattr(pretrain, "follow", follow_without_memory)
+    with pytest.raises(UsageError, match=r"one of 2 processes has ended \(2\)"):
+        pretrain.run(run, method="byol", seed=0)
+    said = capfd.readouterr().err
+    assert "error: rank 1: out of memory; lower pretrain.batch_size, or give the job more" in said
+    assert "Traceback" not in said
+    assert not run.store.exists("runs/r/pretrain/byol-s0/record.json")
+
+
+def waits(ranks: Ranks) -> None:
+    ranks.broadcast()
+    ranks.barrier()
 
 
 def lead_and_fail_alone() -> None:
@@ -201,11 +252,6 @@ def lead_and_fail_alone() -> None:
         ranks.spawn()
         ranks.broadcast("go")
         raise RuntimeError("out of memory")
-
-
-def waits(ranks: Ranks) -> None:
-    ranks.broadcast()
-    ranks.barrier()
 
 
 @pytest.mark.slow
