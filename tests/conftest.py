@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.processes import Launcher
 from tests.servers import Weed
 
 
@@ -44,6 +45,14 @@ def tiny_encoder():
         return TinyEncoder()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """What starts `python -m app` without importing torch each time."""
+    made = Launcher(tmp_path_factory.mktemp("logs"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

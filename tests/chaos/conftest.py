@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load
@@ -18,9 +14,9 @@ from torch import Tensor
 
 from app.data import write_phantoms
 from app.storage import FolderStore, S3Store, Store, open_store, sha256
+from tests.processes import SMALL, Launcher, Process
 from tests.servers import Proxy, Weed
 
-ROOT = Path(__file__).resolve().parents[2]
 FULL = os.environ.get("CHAOS") == "full"  # `make chaos`; `make test` runs the short form
 STUDY = [
     "--preset", "smoke", "--threads", "1", "--device", "cpu",
@@ -37,79 +33,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.chaos)
             item.add_marker(pytest.mark.s3)
-
-
-class Process:
-    """One forked ``python -m app …``."""
-
-    def __init__(self, launcher: Launcher, pid: int, log: Path) -> None:
-        self._launcher, self.pid, self.log = launcher, pid, log
-
-    def poll(self) -> int | None:
-        """The exit status, negative for a signal; None while it runs."""
-        status: int | None = self._launcher.ask({"poll": self.pid})
-        return status
-
-    def wait(self, seconds: float = 600) -> int:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if (status := self.poll()) is not None:
-                return status
-            time.sleep(0.02)
-        raise TimeoutError(f"still running after {seconds} s:\n{self.text[-3000:]}")
-
-    def kill(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-    @property
-    def text(self) -> str:
-        return self.log.read_text() if self.log.exists() else ""
-
-    @property
-    def errors(self) -> list[str]:
-        """Lines of its output that are no progress."""
-        return [line for line in self.text.splitlines() if not line.startswith("{")]
-
-
-class Launcher:
-    """Forks processes; see launcher.py."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.launcher"],
-            cwd=ROOT,
-            env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n"
-
-    def ask(self, command: dict[str, Any]) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def start(self, *args: str, environment: dict[str, str] | None = None) -> Process:
-        log = self._folder / f"{secrets.token_hex(4)}.log"
-        pid = self.ask({"run": list(args), "env": environment or {}, "log": str(log)})
-        return Process(self, pid, log)
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(10)
-
-
-@pytest.fixture(scope="session")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    made = Launcher(tmp_path_factory.mktemp("logs"))
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="session")
@@ -138,7 +61,7 @@ class Place:
 
     def start(self, command: str, *args: str, environment: dict[str, str] | None = None) -> Process:
         return self.launcher.start(
-            command, "--store", self.uri, *args, environment=self.environment | (environment or {})
+            command, "--store", self.uri, *args, environment=self.environment | {SMALL: "1"} | (environment or {})
         )
 
     def pretrain(self, *settings: str, environment: dict[str, str] | None = None) -> Process:
@@ -167,7 +90,7 @@ def reference(
             options = [word for setting in settings for word in ("--set", setting)]
             process = launcher.start(
                 "pretrain", "--run-id", "r", "--method", "byol", "--data-root", str(phantoms), "--store", str(folder),
-                *STUDY, *options,
+                *STUDY, *options, environment={SMALL: "1"},
             )  # fmt: skip
             assert process.wait() == 0, process.text
             known[settings] = encoder(FolderStore(folder))

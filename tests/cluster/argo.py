@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.cluster.documents import Document
+from tests.processes import SMALL, Launcher
 
 TAG = re.compile(r"\{\{(=?)(.*?)\}\}", re.DOTALL)
 ENDS = {"Succeeded", "Failed", "Errored", "Skipped", "Omitted", "Daemoned", "AnySucceeded", "AllFailed"}
@@ -348,12 +349,15 @@ def when(condition: str) -> bool:
     return left.strip() == right.strip()
 
 
-def subprocess_command(environment: Mapping[str, str], python: str) -> Command:
-    """Run containers as processes of this machine, ``python`` being the Python of the image."""
+def process_command(environment: Mapping[str, str], launcher: Launcher) -> Command:
+    """Run containers as processes of this machine; what they say goes to standard error."""
 
     def run(template: Document, command: list[str], folder: Path) -> int:
-        assert command[0] == "python", f"{template['name']}: {command}"
-        env = {**environment, "HOME": str(folder), "ARGO_PROGRESS_FILE": str(folder / "progress")}
-        return subprocess.run([python, *command[1:]], env=env, cwd=environment["PYTHONPATH"], check=False).returncode
+        assert command[:3] == ["python", "-m", "app"], f"{template['name']}: {command}"
+        own = {"HOME": str(folder), "ARGO_PROGRESS_FILE": str(folder / "progress"), SMALL: "1"}
+        process = launcher.start(*command[3:], base=environment, environment=own)
+        code = process.wait()
+        print(process.text, file=sys.stderr)
+        return code
 
     return run

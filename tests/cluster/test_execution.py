@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
 from app.data import write_phantoms
 from app.storage import open_store
-from tests.cluster.argo import Runner, subprocess_command, workflow_parameters
+from tests.cluster.argo import Runner, process_command, workflow_parameters
 from tests.cluster.checks import OVERLAYS
 from tests.cluster.documents import ROOT, Document, load, render
 from tests.cluster.references import Cluster
+from tests.processes import Launcher
 from tests.servers import Weed
 
 # Smaller than smoke, and data that are there: two methods, so that the nested DAGs fan out.
@@ -35,17 +35,20 @@ def smoke() -> tuple[Document, Cluster]:
 
 
 def runner(
-    smoke: tuple[Document, Cluster], tmp_path: Path, given: dict[str, str], environment: dict[str, str]
+    smoke: tuple[Document, Cluster],
+    tmp_path: Path,
+    given: dict[str, str],
+    environment: dict[str, str],
+    launcher: Launcher,
 ) -> Runner:
     spec, cluster = smoke
     values = workflow_parameters(spec, cluster.config_maps, given) | {"workflow.name": "byol-smoke-x7k2p"}
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MEDMNIST"))}
-    environment = keep | environment | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
     limits = tmp_path / "limits"
     limits.mkdir(parents=True)
     for key, value in cluster.data("ConfigMap", "byol-limits").items():
         (limits / key).write_text(value)
-    run = subprocess_command(environment, sys.executable)
+    run = process_command(keep | environment, launcher)
 
     def mounted(template: Document, command: list[str], folder: Path) -> int:
         return run(template, [word.replace("--limits=/limits", f"--limits={limits}") for word in command], folder)
@@ -56,15 +59,15 @@ def runner(
 @pytest.mark.slow
 @pytest.mark.s3
 def test_the_smoke_workflow_ends_in_a_report(
-    smoke: tuple[Document, Cluster], s3_environment: Weed, tmp_path: Path
+    smoke: tuple[Document, Cluster], s3_environment: Weed, tmp_path: Path, launcher: Launcher
 ) -> None:
     uri = f"s3://{s3_environment.bucket}/workflow"
     store = open_store(uri)
-    write_phantoms(tmp_path / "phantoms")  # the store has its data sets, so that nothing asks the internet
-    for name in ("chestmnist", "breastmnist"):
+    write_phantoms(tmp_path / "phantoms", counts={"chestmnist": (64, 20, 20), "breastmnist": (64, 48, 48)})
+    for name in ("chestmnist", "breastmnist"):  # so that nothing asks the internet
         store.write(f"data/{name}_28.npz", (tmp_path / f"phantoms/{name}.npz").read_bytes())
 
-    argo = runner(smoke, tmp_path, GIVEN | {"store": uri}, s3_environment.environment)
+    argo = runner(smoke, tmp_path, GIVEN | {"store": uri}, s3_environment.environment, launcher)
     phase = argo.workflow()
 
     assert phase == "Succeeded", "\n".join(f"{code} {task} {' '.join(words)}" for task, words, code in argo.log)
@@ -93,7 +96,8 @@ def test_the_smoke_workflow_ends_in_a_report(
     gone = next(job["key"] for job in reversed(plan["downstream"]) if "finetune" in job["key"])
     store.delete(f"runs/{run_id}/downstream/{gone}/record.json")
     for expected in (1, 0):
-        again = runner(smoke, tmp_path / f"again-{expected}", GIVEN | {"store": uri}, s3_environment.environment)
+        given = GIVEN | {"store": uri}
+        again = runner(smoke, tmp_path / f"again-{expected}", given, s3_environment.environment, launcher)
         assert again.workflow() == "Succeeded"
         assert [task for task, _, _ in again.log] == [
             "study/fetch-data",
@@ -104,10 +108,12 @@ def test_the_smoke_workflow_ends_in_a_report(
         ]
 
 
-def test_a_failed_plan_still_publishes_a_status(smoke: tuple[Document, Cluster], tmp_path: Path) -> None:
+def test_a_failed_plan_still_publishes_a_status(
+    smoke: tuple[Document, Cluster], tmp_path: Path, launcher: Launcher
+) -> None:
     store = tmp_path / "store"
     given = GIVEN | {"store": str(store), "set": "data.phantoms=always\nstudy.seeds=[]"}
-    argo = runner(smoke, tmp_path, given, {})
+    argo = runner(smoke, tmp_path, given, {}, launcher)
     assert argo.workflow() == "Failed"
     assert [(task, code) for task, _, code in argo.log] == [("study/fetch-data", 2), ("exit", 0)]
     status = json.loads((store / "workflows/byol-smoke-x7k2p.json").read_bytes())
@@ -163,11 +169,17 @@ def test_a_failed_method_holds_nobody_up_and_is_reported(smoke: tuple[Document, 
     ],
 )
 def test_a_wrong_parameter_fails_the_first_pod(
-    smoke: tuple[Document, Cluster], tmp_path: Path, capfd: pytest.CaptureFixture[str], parameter, value, message
+    smoke: tuple[Document, Cluster],
+    tmp_path: Path,
+    launcher: Launcher,
+    capfd: pytest.CaptureFixture[str],
+    parameter,
+    value,
+    message,
 ) -> None:
     """Rows 3 and 4: before any pod of a fan-out takes a lock."""
     given = GIVEN | {"store": str(tmp_path / "store"), parameter: value}
-    argo = runner(smoke, tmp_path, given, {})
+    argo = runner(smoke, tmp_path, given, {}, launcher)
     assert argo.workflow() == "Failed"
     assert [(task, code) for task, _, code in argo.log] == [("study/fetch-data", 2), ("exit", 0)]
     assert f"error: {message}" in capfd.readouterr().err

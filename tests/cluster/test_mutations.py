@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from tests.cluster.checks import OVERLAYS, all_problems, workspace
 from tests.cluster.documents import load, render, shipped
 from tests.cluster.mutations import Mutation, draw_mutations, sites
 
-COUNT, SHARE, SEED = 300, 0.98, 4
+COUNT = int(os.environ.get("MUTATIONS", "80"))
+SHARE, SEED = 0.98, 4
 
 
 def affected(file: str) -> tuple[str, ...]:

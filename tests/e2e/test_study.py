@@ -5,39 +5,39 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from app.data import write_phantoms
+from tests.processes import SMALL, Launcher, Process
 
 TINY = [
     "--preset", "smoke", "--threads", "1", "--set", "data.subset=48", "--set", "data.phantoms=never",
-    "--set", "pretrain.batch_size=16", "--set", "study.protocols=[finetune,few_shot]", "--set", "pretrain.epochs=3",
+    "--set", "pretrain.batch_size=16", "--set", "study.protocols=[finetune,few_shot]", "--set", "pretrain.epochs=50",
     "--set", "study.datasets=[breastmnist,dermamnist]", "--set", "protocols.finetune.epochs=1",
-    "--set", "protocols.few_shot.k=1",
+    "--set", "protocols.few_shot.k=1", "--set", "pretrain.monitor_every=25", "--set", "runtime.kernels=plain",
 ]  # fmt: skip
-
-
-def app(*args: str | Path, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "app", *map(str, args)], capture_output=True, text=True, timeout=300, **options
-    )
+COUNTS = {"chestmnist": (100, 20, 20), "breastmnist": (100, 40, 40), "dermamnist": (100, 40, 40)}
+Study = tuple[Path, list[str], str, Callable[..., Process]]
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str | Path], str]:
-    """A finished study: its store, the options that made it, and what it printed."""
+def study(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Study:
+    """A finished study: its store, the options that made it, what it printed, and what starts it in another store."""
     root = tmp_path_factory.mktemp("study")
-    write_phantoms(root / "data")
-    options = [*TINY, "--data-root", root / "data", "--run-id", "whole"]
-    done = app("run", "--store", root / "store", "--workers", "2", *options)
-    assert done.returncode == 0, done.stderr
-    return root / "store", options, done.stdout
+    write_phantoms(root / "data", counts=COUNTS | {"pneumoniamnist": (100, 40, 40)})
+    options = [*TINY, "--data-root", str(root / "data"), "--run-id", "whole"]
+
+    def run(store: Path, *more: str) -> Process:
+        return launcher.start("run", "--store", str(store), *options, *more, environment={SMALL: "1"})
+
+    done = run(root / "store", "--workers", "2")
+    assert done.wait() == 0, done.text
+    return root / "store", options, done.text, run
 
 
 def records(store: Path, run_id: str) -> dict[str, dict]:
@@ -49,7 +49,7 @@ def records(store: Path, run_id: str) -> dict[str, dict]:
 
 
 def test_a_study_gives_every_cell_and_a_report(study):
-    store, _, printed = study
+    store, _, printed, _ = study
     found = records(store, "whole")
     assert len(found) == 2 + 3 * 2 * 2
     report = store / "runs/whole/report"
@@ -64,7 +64,7 @@ def test_a_study_gives_every_cell_and_a_report(study):
 def test_records_name_files_by_their_checksums(study):
     import hashlib
 
-    store, _, _ = study
+    store, _, _, _ = study
     for folder, record in records(store, "whole").items():
         assert record["files"]
         for name, entry in record["files"].items():
@@ -76,7 +76,7 @@ def test_predictions_are_in_medmnists_layout(study):
     """One row per test image, one probability per class, and the metrics follow from them."""
     from sklearn.metrics import accuracy_score
 
-    store, _, _ = study
+    store, _, _, _ = study
     folder = store / "runs/whole/downstream/dermamnist/random/finetune/s0"
     table = pd.read_csv(folder / "predictions.csv", header=None, index_col=0)
     labels = json.loads((store / "runs/whole/samples/dermamnist_test_labels.json").read_text())["labels"]
@@ -88,16 +88,16 @@ def test_predictions_are_in_medmnists_layout(study):
 
 
 def test_a_finished_study_runs_nothing_again(study):
-    store, options, _ = study
+    store, _, _, run = study
     before = {folder: record["finished"] for folder, record in records(store, "whole").items()}
-    done = app("run", "--store", store, *options)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("already done") == len(before)
+    done = run(store)
+    assert done.wait() == 0, done.text
+    assert done.text.count("already done") == len(before)
     assert {folder: record["finished"] for folder, record in records(store, "whole").items()} == before
 
 
 def test_the_random_control_and_byol_see_the_same_images(study):
-    store, _, _ = study
+    store, _, _, _ = study
     found = records(store, "whole")
     draws = {
         init: [draw["indices"] for draw in found[f"downstream/breastmnist/{init}/few_shot/s0"]["draws"]]
@@ -116,70 +116,54 @@ def is_group(number: int) -> bool:
     return True
 
 
+def assert_no_worker_is_left(number: int) -> None:
+    deadline = time.monotonic() + 30
+    while is_group(number):
+        assert time.monotonic() < deadline, "a worker is still there"
+        time.sleep(0.05)
+
+
 def test_a_study_is_stopped_while_its_workers_load(study, tmp_path):
     """The signal comes before any job listens: 75, and neither a traceback nor a worker that stays."""
-    _, options, _ = study
-    command = [sys.executable, "-m", "app", "run", "--store", str(tmp_path), *map(str, options), "--workers", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    line = ""
-    while "downstream jobs" not in line:  # the plan is made, and the workers are being started
-        line = process.stderr.readline()
-        assert line, "it ended"
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 75, said
-    assert "Traceback" not in said
-    assert [line for line in said.splitlines() if not line.startswith("{")][-1].endswith("run the same command again")
-    deadline = time.monotonic() + 10
-    while is_group(process.pid):
-        assert time.monotonic() < deadline, "a worker is still there"
-        time.sleep(0.1)
+    process = study[3](tmp_path, "--workers", "2")
+    process.until("downstream jobs")  # the plan is made, and the workers are being started
+    process.kill(signal.SIGTERM)
+    assert process.wait() == 75, process.text
+    assert "Traceback" not in process.text
+    assert process.errors[-1].endswith("run the same command again")
+    assert_no_worker_is_left(process.pid)
 
 
 def test_workers_do_not_outlive_a_runner_that_is_killed(study, tmp_path):
-    _, options, _ = study
-    command = [sys.executable, "-m", "app", "run", "--store", str(tmp_path), *map(str, options), "--workers", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    line = ""
-    while not ('"stage": "pretrain"' in line and '"done"' in line):  # it trains
-        line = process.stderr.readline()
-        assert line, "it ended"
-    process.kill()
-    process.communicate(timeout=60)  # the workers, too, close their end
-    assert process.returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 10
-    while is_group(process.pid):
-        assert time.monotonic() < deadline, "a worker is still there"
-        time.sleep(0.1)
+    process = study[3](tmp_path, "--workers", "2")
+    process.until('"stage": "pretrain"', '"done"')  # it trains
+    process.kill(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert_no_worker_is_left(process.pid)
 
 
 @pytest.mark.parametrize(
     ("workers", "number"), [("1", signal.SIGTERM), ("2", signal.SIGTERM), ("2", signal.SIGINT)]
 )  # fmt: skip
 def test_a_stopped_study_continues_to_the_same_result(study, tmp_path, workers, number):
-    """A signal while it pretrains: 75 and no torn job; the same command then ends with equal predictions."""
-    store, options, _ = study
-    command = [sys.executable, "-m", "app", "run", "--store", str(tmp_path), *map(str, options), "--workers", workers]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    line = ""
-    while not ('"stage": "pretrain"' in line and '"done"' in line):  # it trains
-        assert time.monotonic() < deadline
-        line = process.stderr.readline()
+    """A signal while it pretrains: 75 and no torn job; the same command then ends with equal predictions.
+
+    However many workers it has.
+    """
+    store, _, _, run = study
+    process = run(tmp_path, "--workers", workers)
+    process.until('"stage": "pretrain"', '"done"')  # it trains
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # as a terminal does: to the workers too
     else:
-        process.send_signal(number)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 75, said
-    assert "with a checkpoint; run the same command again" in said
-    assert "Traceback" not in said
+        process.kill(number)
+    assert process.wait() == 75, process.text
+    assert "with a checkpoint; run the same command again" in process.text
+    assert "Traceback" not in process.text
     assert not (tmp_path / "runs/whole/report").exists()
     assert list(tmp_path.glob("runs/whole/pretrain/*/latest.json"))
-    done = app("run", "--store", tmp_path, *options, "--workers", workers)
-    assert done.returncode == 0, done.stderr
+    done = run(tmp_path)
+    assert done.wait() == 0, done.text
     expected, got = records(store, "whole"), records(tmp_path, "whole")
     assert expected.keys() == got.keys()
     for folder, record in expected.items():

