@@ -257,11 +257,22 @@ def test_three_fast_passes_need_not_make_a_fast_whole(together, expected, clock,
     assert kernels.measured_ways(shape(4), 2) == expected
 
 
+def smoothed(network):
+    """Put softplus in place of each ReLU: a unit within rounding of a kink goes one way or the other by chance."""
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.ReLU):
+                setattr(module, name, torch.nn.Softplus())
+    return network
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_measured_network_computes_what_a_plain_one_does(precision, monkeypatch):
+    """To what the rule lets each layer be off by, added up over the layers, whichever ways are the fastest."""
     monkeypatch.setattr(kernels, "ROUNDS", (1, 1))
     torch.manual_seed(0)
-    network, x = Encoder("resnet18").train(), torch.rand(16, 1, 28, 28)
+    network, x = smoothed(Encoder("resnet18").train()), torch.rand(16, 1, 28, 28)
+    layers = sum(isinstance(module, Convolution) for module in network.modules())
     shapes = shapes_of(network, x[:2], precision)
     found = {}
     for name, table in (("plain", plain_table(shapes)), ("measured", measured_table(shapes, 16))):
@@ -272,4 +283,4 @@ def test_a_measured_network_computes_what_a_plain_one_does(precision, monkeypatc
         features.float().square().sum().backward()
         found[name] = [features.detach().float(), *[p.grad.clone() for p in network.parameters()]]
     for mine, other in zip(found["measured"], found["plain"], strict=True):
-        assert float((mine - other).norm() / other.norm()) < (1e-3 if precision == "float32" else 0.2)
+        assert float((mine - other).norm() / other.norm()) < layers * kernels.ROUNDING[precision]
