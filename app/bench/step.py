@@ -9,6 +9,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -61,39 +62,19 @@ def bench_step(
     """
     device = choose_device(config.runtime.device)
     prepare(device, config.runtime.threads)
-    progress = Progress("bench")
     data = noise(config, images, channels)
     trainer = endless_trainer(config, data, device)
-    checkpoint_seconds, checkpoint_bytes = _train_with_a_checkpoint(trainer)
-    memory = peak_memory(device)
-    contenders: list[Contender] = [Ours(trainer)]
-    if device == "cpu" and config.runtime.kernels == "auto":
-        plain = config.runtime.model_copy(update={"kernels": "plain"})
-        contenders.append(
-            Ours(trainer, "plain", kernels_of(trainer, config.model_copy(update={"runtime": plain}), data))
-        )
-    contenders += build_peers(config, data, device) if peers else []
-    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    rates: dict[str, list[float]] = {name: [] for name in products(device)}
-    parts = []
-    for number in range(rounds):
-        for name, rate in gemm_rates(device).items():
-            rates[name].append(rate)
-        # Each goes first, in the middle and last in its turn.
-        for contender in contenders[number % len(contenders) :] + contenders[: number % len(contenders)]:
-            # Our settings repeat themselves bit for bit; others get the fastest there are.
-            ours = isinstance(contender, Ours)
-            with contextlib.nullcontext() if ours else torch.backends.cudnn.flags(enabled=True, benchmark=True):
-                seconds[contender.name].append(contender.turn(steps))
-        parts.append(breakdown(trainer, steps))
-        progress.say(f"round {number + 1} of {rounds}: {1000 * seconds['ours'][-1]:.0f} ms a step")
+    standing, size = _train_with_a_checkpoint(trainer)
+    memory = peak_memory(device)  # before anybody else's network is there
+    contenders = [Ours(trainer), *_plain(config, trainer, data), *(build_peers(config, data, device) if peers else [])]
+    taken = take_turns(trainer, contenders, rounds, steps)
     batch = config.pretrain.batch_size * config.pretrain.accumulate
-    step = statistics.median(seconds["ours"])
+    step = statistics.median(taken.seconds["ours"])
     useful = 2 * useful_multiplications(config, channels) * batch / step
-    each = shares_of_the_step(parts, step)
-    saving = checkpoint_seconds * step / (60 * config.runtime.checkpoint_minutes)
-    gemm = {name: statistics.median(times) for name, times in rates.items()}
-    best = max(rate for name, rate in gemm.items() if "float32" in name)
+    saving = standing * step / (60 * config.runtime.checkpoint_minutes)
+    parts = shares_of_the_step(taken.parts, step)
+    gemm = {name: statistics.median(rates) for name, rates in taken.rates.items()}
+    others = against(taken.seconds, batch)
     return {
         "environment": environment(device)
         | {"precision": trainer.precision, "compiled": trainer.compiled, "kernels": names_of(trainer.kernels)},
@@ -103,18 +84,48 @@ def bench_step(
         },
         "step_seconds": step,
         "images_per_second": batch / step,
-        "parts_seconds": each,
-        "share_beside_the_network": 1 - sum(each[part] for part in NETWORK) / (step + saving),
+        "parts_seconds": parts,
+        "share_beside_the_network": 1 - sum(parts[part] for part in NETWORK) / (step + saving),
         "peak_memory_bytes": memory,
-        "checkpoint": {
-            "stands_still_seconds": checkpoint_seconds, "bytes": checkpoint_bytes, "seconds_a_step": saving,
-        },
+        "checkpoint": {"stands_still_seconds": standing, "bytes": size, "seconds_a_step": saving},
         "gemm_flops": gemm,
         "useful_flops": useful,
-        "useful_share": useful / best,
-        "plain": against(seconds, batch).get("plain"),
-        "peers": {name: figures for name, figures in against(seconds, batch).items() if name != "plain"},
+        "useful_share": useful / max(rate for name, rate in gemm.items() if "float32" in name),
+        "plain": others.pop("plain", None),
+        "peers": others,
     }  # fmt: skip
+
+
+@dataclass
+class Taken:
+    """What was measured, round by round.
+
+    Attributes:
+        seconds: of a step, by contender.
+        rates: of the machine's products, by name; see ``gemm_rates``.
+        parts: seconds of each part of our step; see ``breakdown``.
+    """
+
+    seconds: dict[str, list[float]]
+    rates: dict[str, list[float]]
+    parts: list[dict[str, float]]
+
+
+def take_turns(trainer: Trainer, contenders: list[Contender], rounds: int, steps: int) -> Taken:
+    """Let all take turns of ``steps`` steps, in ``rounds`` rounds; each goes first, in the middle and last."""
+    taken = Taken({each.name: [] for each in contenders}, {name: [] for name in products(trainer.device)}, [])
+    progress = Progress("bench")
+    for number in range(rounds):
+        for name, rate in gemm_rates(trainer.device).items():
+            taken.rates[name].append(rate)
+        for contender in contenders[number % len(contenders) :] + contenders[: number % len(contenders)]:
+            # Our settings repeat themselves bit for bit; others get the fastest there are.
+            ours = isinstance(contender, Ours)
+            with contextlib.nullcontext() if ours else torch.backends.cudnn.flags(enabled=True, benchmark=True):
+                taken.seconds[contender.name].append(contender.turn(steps))
+        taken.parts.append(breakdown(trainer, steps))
+        progress.say(f"round {number + 1} of {rounds}: {1000 * taken.seconds['ours'][-1]:.0f} ms a step")
+    return taken
 
 
 def shares_of_the_step(parts: list[dict[str, float]], step: float) -> dict[str, float]:
@@ -287,6 +298,14 @@ class Ours:
         seconds = (now(self.trainer.device) - begin) / steps
         self.trainer.use_kernels(own)
         return seconds
+
+
+def _plain(config: Config, trainer: Trainer, data: Unlabelled) -> list[Contender]:
+    """Return the trainer with torch's own convolutions, where there is a choice."""
+    if trainer.device != "cpu" or config.runtime.kernels != "auto":
+        return []
+    plain = config.model_copy(update={"runtime": config.runtime.model_copy(update={"kernels": "plain"})})
+    return [Ours(trainer, "plain", kernels_of(trainer, plain, data))]
 
 
 def breakdown(trainer: Trainer, steps: int) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
@@ -11,7 +13,7 @@ from app.data import Dataset, Unlabelled
 from app.errors import CollapseError
 from app.jobs import keys
 from app.jobs.checkpoint import dump_weights
-from app.jobs.job import done_as_planned, open_job
+from app.jobs.job import Job, done_as_planned, open_job
 from app.jobs.records import DatasetInfo, PretrainRecord
 from app.jobs.run import Run, load_labelled, load_pretraining, monitor_name, now, planned_data
 from app.machine import enough_memory
@@ -75,33 +77,56 @@ def run(run: Run, *, method: Method, seed: int, overwrite: bool = False) -> dict
                 return job.record
             prepare(device, config.runtime.threads, world)
             trainer = build_trainer(config, method, seed, data, device, monitor)
-            if (state := job.restore()) is not None:
-                with job.resuming():
-                    trainer.load_state(state)
-                progress.say(f"continues at step {trainer.step} of {trainer.total_steps}", step=trainer.step)
-                if trainer.began_on != machine_of(device):
-                    progress.say(f"began on another machine ({trainer.began_on}): from here on equal to rounding alone")
-                    if not trainer.kernels:  # of a GPU, which has no choice
-                        trainer.use_kernels(kernels_of(trainer, config, data, world))
-            else:
-                trainer.start(weights.load_into)
-                trainer.use_kernels(kernels_of(trainer, config, data, world))
+            start_or_continue(trainer, job, weights, lambda: kernels_of(trainer, config, data, world))
             trainer.join(ranks)
-            with progress.bar(trainer.total_steps, trainer.step) as bar:
-                try:
-                    pretraining.train(
-                        trainer,
-                        show=bar.advance,
-                        after_step=lambda step, state: job.after_step(
-                            step, state, f"step {step} of {trainer.total_steps}"
-                        ),
-                    )
-                except CollapseError:
-                    job.claim.confirm()
-                    store.write(f"{folder}/{keys.CURVES}", trainer.curves_bytes())
-                    raise
+            with progress.bar(trainer.total_steps, trainer.step) as bar, curves_of_a_collapse(job, trainer):
+                pretraining.train(
+                    trainer,
+                    show=bar.advance,
+                    after_step=lambda step, state: job.after_step(step, state, f"step {step} of {trainer.total_steps}"),
+                )
             join_data(run, data, "pretrain")
             return job.publish(*result(run, method, seed, data, science, trainer))
+
+
+def start_or_continue(trainer: Trainer, job: Job, weights: Weights, choose: Callable[[], Table]) -> None:
+    """Continue from the job's checkpoint if there is one; else start from initial weights.
+
+    Args:
+        trainer: as it was made.
+        job: whose checkpoint may be there.
+        weights: to start from.
+        choose: finds out how the convolutions are best done here. A training that was begun on another machine keeps
+            its ways, unless that was a GPU, which has no choice.
+    """
+    state = job.restore()
+    if state is None:
+        trainer.start(weights.load_into)
+        trainer.use_kernels(choose())
+        return
+    with job.resuming():
+        trainer.load_state(state)
+    say = job.progress.say
+    say(f"continues at step {trainer.step} of {trainer.total_steps}", step=trainer.step)
+    if trainer.began_on != machine_of(trainer.device):
+        say(f"began on another machine ({trainer.began_on}): from here on equal to rounding alone")
+        if not trainer.kernels:
+            trainer.use_kernels(choose())
+
+
+@contextlib.contextmanager
+def curves_of_a_collapse(job: Job, trainer: Trainer) -> Iterator[None]:
+    """Keep the curves of a training that collapses: they show how.
+
+    Raises:
+        CollapseError: as the body did.
+    """
+    try:
+        yield
+    except CollapseError:
+        job.claim.confirm()
+        job.run.store.write(f"{job.folder}/{keys.CURVES}", trainer.curves_bytes())
+        raise
 
 
 def follow(ranks: Ranks, address: str, run_id: str, config: Config, method: Method, seed: int) -> None:

@@ -81,7 +81,7 @@ def place(s3_environment: Weed, proxy: Proxy, launcher: Launcher, phantoms: Path
 def reference(
     launcher: Launcher, phantoms: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., dict[str, Tensor]]:
-    """The encoder of a pretraining that nothing interrupts, in a folder."""
+    """The encoder of a pretraining with these settings that nothing interrupts and that saves nothing, in a folder."""
     known: dict[tuple[str, ...], dict[str, Tensor]] = {}
 
     def make(*settings: str) -> dict[str, Tensor]:

@@ -21,8 +21,10 @@ from tests.chaos.conftest import FOLDER, FULL, STUDY, Place, Process, encoder, v
 from tests.servers import SECRET, Proxy
 
 ROUNDS = 20 if FULL else 6
-# 450 steps, a checkpoint of some 9 MB, in two parts, every 10
-LONG = ("pretrain.epochs=150", "runtime.checkpoint_steps=10")
+# Three steps an epoch, a checkpoint of some 9 MB, in two parts, every 10
+STEPS = 450 if FULL else 300
+EPOCHS = f"pretrain.epochs={STEPS // 3}"
+LONG = (EPOCHS, "runtime.checkpoint_steps=10")
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -81,7 +83,7 @@ def moments(rounds: int, dice: random.Random) -> list[tuple[str, int, float]]:
 
 @pytest.mark.slow
 def test_kill_9_at_random_moments(place: Place, reference, capsys) -> None:
-    expected = reference(*LONG)
+    expected = reference(EPOCHS)
     resumes, struck = [], []
     for moment, count, delay in moments(ROUNDS, random.Random(1)):
         trigger = Trigger(place.proxy, moment, count, delay)
@@ -107,9 +109,9 @@ def test_kill_9_at_random_moments(place: Place, reference, capsys) -> None:
 
 @pytest.mark.slow
 def test_sigterm_at_random_moments(place: Place, reference, capsys) -> None:
-    expected = reference(*LONG)
+    expected = reference(EPOCHS)
     dice, times, resumes = random.Random(2), [], []
-    for _ in range(ROUNDS):
+    for _ in range(20 if FULL else 4):
         trigger = Trigger(place.proxy, "random", 1, dice.uniform(0, 0.3))
         process = place.pretrain(*LONG)
         assert trigger.wait(process), process.text[-2000:]
@@ -119,7 +121,7 @@ def test_sigterm_at_random_moments(place: Place, reference, capsys) -> None:
         times.append(time.monotonic() - begin)
         resumes.append(resumed_at(process))
         assert status == 75, process.text[-2000:]
-        assert re.search(r"error: SIGTERM: stopped at step \d+ of 450 with a checkpoint", process.text)
+        assert re.search(rf"error: SIGTERM: stopped at step \d+ of {STEPS} with a checkpoint", process.text)
     place.proxy.watch = lambda line: None
     last = place.pretrain(*LONG)
     assert last.wait() == 0, last.text
@@ -151,8 +153,8 @@ def test_faults_come_in_turn() -> None:
 @pytest.mark.slow
 def test_a_faulty_network(place: Place, reference, phantoms: Path, capsys) -> None:
     """About one request in ten goes wrong, one way after the other; the whole study comes through."""
-    busy = ("pretrain.epochs=150", "runtime.checkpoint_steps=3", "runtime.claim_seconds=3")
-    expected = reference(*busy)
+    busy = (EPOCHS, "runtime.checkpoint_steps=3", "runtime.claim_seconds=3")
+    expected = reference(EPOCHS)
     place.proxy.faults, place.proxy.share = Proxy.FAULTS, 0.1
     options = [word for setting in busy for word in ("--set", setting)]
     process = place.start("run", "--run-id", "r", "--data-root", str(phantoms), *STUDY, *options)
@@ -170,7 +172,7 @@ def test_a_faulty_network(place: Place, reference, phantoms: Path, capsys) -> No
 
 @pytest.mark.slow
 def test_the_server_is_gone_for_a_while(place: Place, reference, capsys) -> None:
-    expected = reference(*LONG)
+    expected = reference(EPOCHS)
     trigger = Trigger(place.proxy, "upload", 2, 0.0)
     process = place.pretrain(*LONG)
     assert trigger.wait(process), process.text
@@ -219,9 +221,9 @@ def test_a_wrong_secret(place: Place) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kill_the_owner", [False, True])
 def test_sixteen_copies_of_one_job(place: Place, reference, capsys, kill_the_owner: bool) -> None:
-    copies = 16 if FULL else 6
-    settings = ("pretrain.epochs=150", "runtime.checkpoint_steps=4")
-    expected = reference(*settings)
+    copies = 16 if FULL else 4
+    settings = (EPOCHS, "runtime.checkpoint_steps=4")
+    expected = reference(EPOCHS)
     waiting = (*settings, "runtime.claim_wait_minutes=10")
     trigger = Trigger(place.proxy, "pointer", 3, 0.0)
     processes = [place.pretrain(*waiting) for _ in range(copies)]
@@ -232,7 +234,7 @@ def test_sixteen_copies_of_one_job(place: Place, reference, capsys, kill_the_own
         os.kill(killed, signal.SIGKILL)
     statuses = {process.pid: process.wait() for process in processes}
     codes = sorted(status for pid, status in statuses.items() if pid != killed)
-    trained = [p for p in processes if f'"done": {450}' in p.text]
+    trained = [p for p in processes if f'"done": {STEPS}' in p.text]
     with capsys.disabled():
         print(f"\n{copies} copies: exit codes {codes}, owner killed: {kill_the_owner}")
     assert set(codes) <= {0, 75}

@@ -15,18 +15,21 @@ def written(tmp_path_factory):
     return root, paths, time.perf_counter() - start
 
 
+def pooled(images):
+    """Return images (N, 28, 28, …) in [0, 1], each 2x2 pixels their mean, as rows."""
+    return (images.reshape(len(images), 14, 2, 14, 2, -1) / 255.0).mean(axis=(2, 4)).reshape(len(images), -1)
+
+
 def linear_auroc(data):
-    """Return the mean one-against-rest test AUROC of logistic regression on the pixels."""
+    """Return the mean one-against-rest test AUROC of logistic regression on pixels of half the resolution."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
-    train, test = (split.images.reshape(len(split), -1) / 255.0 for split in (data.train, data.test))
+    train, test = (pooled(split.images) for split in (data.train, data.test))
     mean, deviation = train.mean(axis=0), train.std(axis=0) + 1e-3
-    # In the space of the training images, where the solution lies: the same model, of fewer weights than pixels.
-    left, sizes, right = np.linalg.svd((train - mean) / deviation, full_matrices=False)
-    model = LogisticRegression(C=1e-3, max_iter=500)
-    model.fit(left * sizes, data.train.labels[:, 0])
-    scores = model.predict_proba((test - mean) / deviation @ right.T)
+    model = LogisticRegression(C=4e-3, max_iter=500)
+    model.fit((train - mean) / deviation, data.train.labels[:, 0])
+    scores = model.predict_proba((test - mean) / deviation)
     truth = data.test.labels[:, 0]
     return float(np.mean([roc_auc_score(truth == c, scores[:, c]) for c in range(data.n_classes)]))
 

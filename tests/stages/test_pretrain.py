@@ -43,6 +43,13 @@ def settings(phantoms: Path, *overrides: str) -> Config:
     return load_config("smoke", [*SETTINGS, *overrides], data_root=str(phantoms))
 
 
+@pytest.fixture(autouse=True)
+def small_network(request, monkeypatch) -> None:
+    """What happens to a job is looked at here, not what it learns; ``resnet`` marks where the network matters."""
+    if request.node.get_closest_marker("resnet") is None:
+        small.use(monkeypatch.setattr)
+
+
 @pytest.fixture
 def make_run(tmp_path, phantoms):
     def make(name: str, *overrides: str) -> Run:
@@ -175,6 +182,7 @@ def test_a_full_disk_leaves_no_record(make_run, monkeypatch):
     assert not [p for p in Path(run.store.uri).rglob("*") if p.is_file()]
 
 
+@pytest.mark.resnet
 def test_pretraining_starts_from_given_weights(make_run, tmp_path):
     donor = make_run("donor")
     pretrain.run(donor, method="byol", seed=3)
@@ -188,6 +196,7 @@ def test_pretraining_starts_from_given_weights(make_run, tmp_path):
         pretrain.run(make_run("b", f"network.init={weights}", "network.stem=cifar"), method="byol", seed=0)
 
 
+@pytest.mark.resnet
 def test_the_encoder_file_is_a_plain_resnet(make_run):
     import torchvision
 
@@ -229,7 +238,6 @@ def test_the_monitor_does_not_make_another_experiment(make_run):
 @pytest.mark.slow
 def test_a_compiled_pretraining_is_an_eager_one_to_rounding(make_run, monkeypatch):
     """What torch.compile captures is what runs; the code generator behind it is torch's to test."""
-    small.use(monkeypatch.setattr)
     original = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: original(self, backend="aot_eager"))
     losses = []
@@ -245,7 +253,6 @@ def test_a_compiled_pretraining_is_an_eager_one_to_rounding(make_run, monkeypatc
 
 def test_a_pretraining_goes_on_in_the_precision_that_it_began_in(make_run, monkeypatch):
     """On another kind of device ``auto`` would be another."""
-    small.use(monkeypatch.setattr)
     run = make_run("half")
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
@@ -260,7 +267,6 @@ def test_a_pretraining_goes_on_in_the_precision_that_it_began_in(make_run, monke
 
 def test_a_pretraining_goes_on_with_the_kernels_that_it_began_with(make_run, monkeypatch, capsys):
     """Whatever another measurement would choose; on another machine it says so."""
-    small.use(monkeypatch.setattr)
 
     def measured(shapes, batch):
         return {str(shape): plain_ways(shape) for shape in shapes}
