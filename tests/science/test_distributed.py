@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,21 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_followers() -> Iterator[None]:
-    """Followers are forked from one process that has imported torch, and not each from nothing: seconds of each."""
+def words_of_followers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Followers are forked from one process that has imported torch, and not each from nothing: seconds of each.
+
+    What they say goes to the file that this is.
+    """
     context = get_context("forkserver")
     context.set_forkserver_preload(["tests.science.test_distributed"])
-    with pytest.MonkeyPatch.context() as patch:
+    path, ours = tmp_path_factory.mktemp("followers") / "stderr", os.dup(2)
+    with path.open("ab") as file, pytest.MonkeyPatch.context() as patch:
+        os.dup2(file.fileno(), 2)
+        forkserver.ensure_running()
+        os.dup2(ours, 2)
+        os.close(ours)
         patch.setattr(distributed, "get_context", lambda method: context)
-        yield
+        yield path
 
 
 @pytest.fixture(scope="module")
@@ -212,12 +220,13 @@ def lead_those_who_die(error: AppError) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [InputError("no such thing"), AppError("no such thing")], ids=["66", "70"])
-def test_a_rank_that_dies_ends_the_job_with_its_code(capfd, error):
+def test_a_rank_that_dies_ends_the_job_with_its_code(words_of_followers, error):
+    os.truncate(words_of_followers, 0)
     said = rf"one of 2 processes has ended \({error.exit_code}\); its own lines say why"
     with pytest.raises(AppError, match=said) as ended:
         lead_those_who_die(error)
     assert type(ended.value) is type(error)
-    assert "error: rank 1: no such thing" in capfd.readouterr().err
+    assert words_of_followers.read_text() == "error: rank 1: no such thing\n"
 
 
 def follow_without_memory(ranks: Ranks, *args: Any) -> None:
@@ -231,12 +240,13 @@ def follow_without_memory(ranks: Ranks, *args: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_follower_without_memory_ends_the_job_as_rank_0_would(make_run, monkeypatch, capfd):
+def test_a_follower_without_memory_ends_the_job_as_rank_0_would(make_run, monkeypatch, words_of_followers):
+    os.truncate(words_of_followers, 0)
     run = make_run("two", "runtime.processes=2")
     monkeypatch.setattr(pretrain, "follow", follow_without_memory)
     with pytest.raises(UsageError, match=r"one of 2 processes has ended \(2\)"):
         pretrain.run(run, method="byol", seed=0)
-    said = capfd.readouterr().err
+    said = words_of_followers.read_text()
     assert "error: rank 1: out of memory; lower pretrain.batch_size, or give the job more" in said
     assert "Traceback" not in said
     assert not run.store.exists("runs/r/pretrain/byol-s0/record.json")
