@@ -152,7 +152,7 @@ def test_argo_counts_studies_and_pretrainings(smoke: Study) -> None:
             text = answer.read().decode()
     for name in ("byol_studies", "byol_pretraining_tries"):
         assert re.search(rf'^argo_workflows_{name}\{{.*phase="Succeeded".*\}} [1-9]', text, re.MULTILINE), name
-    assert "argo_workflows_pods_gauge" in text
+    assert re.search(r'^argo_workflows_pods_gauge\{phase="Pending"\} ', text, re.MULTILINE)
 
 
 # --- row 3: locks -----------------------------------------------------------------------------------
@@ -532,6 +532,36 @@ def test_two_studies_at_the_same_time(s3: Store) -> None:
     second.succeeds(900)
     records = [key for key in s3.list(f"runs/{given['run-id']}") if key.endswith("record.json")]
     assert len(records) == 3
+
+
+def test_a_pretraining_over_nodes(s3: Store, tmp_path: Path) -> None:
+    """The example with CPUs for GPUs, two pods of one node here; the study after it has no pretraining to do."""
+    run_id = f"wide-{int(time.time())}"
+    settings = [word for line in TINY["set"].splitlines() for word in ("--set", line)]
+    lists = ["--datasets", "breastmnist", "--methods", "byol", "--seeds", "0"]
+    words = ["plan", "--preset", "smoke", "--run-id", run_id, "--store", s3.uri, *lists, *settings]
+    run(sys.executable, "-m", "app", *words)
+    text = (ROOT / "k8s/examples/two-nodes.yaml").read_text("utf-8")
+    for old, new in (
+        ("--run-id=wide", f"--run-id={run_id}"),
+        ("--device=cuda", "--device=cpu"),
+        (', nvidia.com/gpu: "1"', ""),
+        ('cpu: "4", memory: 16Gi, ephemeral-storage: 10Gi', 'cpu: "250m", memory: 2Gi, ephemeral-storage: 1Gi'),
+        ("memory: 16Gi", "memory: 3Gi"),
+    ):
+        assert old in text, old
+        text = text.replace(old, new)
+    example = tmp_path / "wide.yaml"
+    example.write_text(text)
+    kubectl("apply", "-f", str(example))
+    try:
+        kubectl("wait", "--for=condition=Complete", "job/byol-wide", "--timeout=400s")
+        logs = kubectl("logs", "-l", "batch.kubernetes.io/job-name=byol-wide", "--tail=50", "--prefix")
+    finally:
+        kubectl("delete", "-f", str(example))
+    assert s3.exists(f"runs/{run_id}/pretrain/byol-s0/record.json"), logs
+    study = submit(TINY | {"run-id": run_id}).succeeds(600)
+    assert "pretrain" not in study.pods()
 
 
 def test_approval_is_waited_for(s3: Store) -> None:
