@@ -27,23 +27,22 @@ from tests.cluster.schemas import argo_problems, crds, kubernetes_problems
 EXAMPLE = "k8s/base/s3-credentials.example.yaml"
 CACHE = "k8s/components/dataset-cache"
 OVERLAYS = ("k8s/overlays/dev", "k8s/overlays/prod", "k8s/overlays/with-cache", "k8s/overlays/with-keys")
-# Overlays that use the components.
-WITH = """\
-apiVersion: kustomize.config.k8s.io/v1beta1
-kind: Kustomization
-resources: [../{}]
-components: [../../components/{}]
-"""
 
 
 def workspace(folder: Path) -> Path:
-    """Copy ``k8s/`` into a folder, and beside its overlays those that use the components."""
+    """Copy ``k8s/`` into a folder, and beside its overlays those with a component, added as k8s/README.md says."""
     shutil.copytree(ROOT / "k8s", folder / "k8s")
+    overlays = folder / "k8s/overlays"
     for name, base, component in (("cache", "dev", "dataset-cache"), ("keys", "prod", "static-credentials")):
-        overlay = folder / f"k8s/overlays/with-{name}"
-        overlay.mkdir()
-        (overlay / "kustomization.yaml").write_text(WITH.format(base, component))
+        shutil.copytree(overlays / base, overlays / f"with-{name}")
+        add_component(overlays / f"with-{name}", component)
     return folder
+
+
+def add_component(overlay: Path, name: str) -> None:
+    """Use a component in an overlay."""
+    file = overlay / "kustomization.yaml"
+    file.write_text(f"{file.read_text('utf-8')}components: [../../components/{name}]\n", "utf-8")
 
 
 def all_problems(files: Mapping[str, list[Document]], root: Path, rendered: dict[str, list[Document]]) -> Iterator[str]:

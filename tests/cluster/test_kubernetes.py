@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cluster.checks import EXAMPLE, OVERLAYS, workspace
+from tests.cluster.checks import EXAMPLE, OVERLAYS, parse, workspace
 from tests.cluster.documents import ROOT, load, render, tool
 from tests.cluster.references import Cluster
 from tests.cluster.schemas import VERSIONS
@@ -40,6 +40,7 @@ def test_kubernetes_validate_accepts_every_object_strictly(rendered: dict[str, P
         "-k",
         version,
         *map(str, rendered.values()),
+        str(ROOT / "k8s/examples/two-nodes.yaml"),
         str(ROOT / EXAMPLE),
     ]
     result = subprocess.run(command, capture_output=True, text=True)
@@ -95,8 +96,8 @@ def test_keys_take_the_place_of_an_identity(rendered: dict[str, Path]) -> None:
     for field, key in (("accessKeySecret", "AWS_ACCESS_KEY_ID"), ("secretKeySecret", "AWS_SECRET_ACCESS_KEY")):
         assert keys.pop(field) == {"name": "byol-s3-credentials", "key": key}
     assert identity == keys
-    [base] = load((ROOT / "k8s/base/artifacts.yaml").read_text())
-    assert base["data"]["s3"].splitlines()[2].strip() == "useSDKCreds: true", "the line that the component replaces"
+    [prod] = load((ROOT / "k8s/overlays/prod/artifacts.yaml").read_text())
+    assert prod["data"]["s3"].splitlines()[2].strip() == "useSDKCreds: true", "the line that the component replaces"
 
 
 def test_what_watches_the_jobs_runs_their_image(rendered: dict[str, Path]) -> None:
@@ -149,6 +150,30 @@ def test_alerts_speak_of_metrics_that_there_are(tmp_path: Path) -> None:
     holders = [workflow["spec"], *workflow["spec"]["templates"]]
     made = {metric["name"] for holder in holders for metric in holder.get("metrics", {}).get("prometheus", [])}
     assert asked == made
+
+
+def test_a_pretraining_over_nodes_names_what_there_is(rendered: dict[str, Path]) -> None:
+    """And runs what the command line takes, locked up as the pods of a study are."""
+    service, policy, job = load((ROOT / "k8s/examples/two-nodes.yaml").read_text("utf-8"))
+    pod = job["spec"]["template"]["spec"]
+    cluster = Cluster(load(rendered["k8s/overlays/dev"].read_text()))
+    assert cluster.get("ServiceAccount", pod["serviceAccountName"])
+    assert cluster.get("PriorityClass", pod["priorityClassName"])
+    [main] = pod["containers"]
+    assert cluster.get("ConfigMap", main["envFrom"][0]["configMapRef"]["name"])
+    assert main["image"] == cluster.data("ConfigMap", "byol-parameters")["image"]
+    own = {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
+    assert service["spec"]["selector"] == policy["spec"]["podSelector"]["matchLabels"] == own
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert f"--master-addr={job['metadata']['name']}-0.{pod['subdomain']}" in main["args"]
+    assert f"--nnodes={job['spec']['completions']}" in main["args"]
+    assert f"--master-port={service['spec']['ports'][0]['port']}" in main["args"]
+    assert parse(("python", "-m", "app", *main["args"][main["args"].index("app") + 1 :])) is None
+    [workflow] = load((ROOT / "workflows/full.yaml").read_text("utf-8"))
+    container = workflow["spec"]["templateDefaults"]["container"]
+    assert main["securityContext"] == container["securityContext"]
+    assert main["envFrom"] == container["envFrom"]
+    assert main["volumeMounts"] == container["volumeMounts"][:3]
 
 
 def test_only_the_device_plugin_shows_gpus() -> None:
