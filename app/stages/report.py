@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.data.files import atomic_write
 from app.errors import InputError, UsageError
 from app.jobs import keys
 from app.progress import Progress
-from app.report import ReportSummary, make_report
 from app.storage import Store
 
-__all__ = ["ReportSummary", "run"]
+if TYPE_CHECKING:  # what draws takes a second to import, in each worker of a study
+    from app.report import ReportSummary
 
 
 def run(store: Store, run_id: str, out: Path | None = None) -> ReportSummary:
@@ -28,6 +29,8 @@ def run(store: Store, run_id: str, out: Path | None = None) -> ReportSummary:
         UsageError: neither the store nor ``out`` may be written.
         StorageError: one of them is full or fails.
     """
+    from app.report import make_report
+
     known = keys.run_ids(store.list(keys.RUNS))
     if run_id not in known:
         raise InputError(f"--run-id {run_id}: {store.uri} has no such run; it has {', '.join(known) or 'none'}")

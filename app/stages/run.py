@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.errors import AppError, Interrupted, UsageError
 from app.jobs import keys
@@ -26,6 +26,9 @@ from app.stages import downstream, pretrain, report
 from app.stages.plan import list_jobs, plan
 from app.storage import Store, open_store
 
+if TYPE_CHECKING:
+    from app.report import ReportSummary
+
 
 def run_study(
     store: Store,
@@ -35,7 +38,7 @@ def run_study(
     workers: int = 1,
     overwrite: bool = False,
     strict_overlap: bool = False,
-) -> tuple[report.ReportSummary, list[AppError]]:
+) -> tuple[ReportSummary, list[AppError]]:
     """Run a whole study: plan, pretrain, downstream, report. Jobs that are done already are not run again.
 
     A job that fails does not stop the others; those that need it are left out, and the report names what
