@@ -31,7 +31,8 @@ from app.data.reading import Unreadable, read_raster
 from app.errors import AppError
 from app.jobs.checkpoint import dump_weights, load_checkpoint, parse_weights
 from app.jobs.claims import live_owner
-from app.jobs.records import read_latest, read_plan, read_record
+from app.jobs.latest import read_latest
+from app.jobs.records import read_plan, read_record
 from app.jobs.run import planned_settings
 from app.science.foreign import find_resnet
 from app.storage import FolderStore

@@ -18,7 +18,8 @@ from torch import Tensor
 from app.errors import InputError, StorageError
 from app.jobs import keys
 from app.jobs.claims import LostClaim
-from app.jobs.records import pointer, read_latest, read_verified, to_json
+from app.jobs.latest import read_latest
+from app.jobs.records import pointer, read_verified, to_json
 from app.machine import out_of_memory
 from app.storage import Store
 

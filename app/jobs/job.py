@@ -17,7 +17,8 @@ from app.jobs.checkpoint import (
     load_checkpoint,
 )
 from app.jobs.claims import Claim, LostClaim, claimed
-from app.jobs.records import Record, last_generation, publish, read_record
+from app.jobs.latest import last_generation
+from app.jobs.records import Record, publish, read_record
 from app.jobs.run import Run, finished
 from app.machine import enough_memory
 from app.progress import Progress

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from app.errors import InputError
 from app.jobs import keys
 from app.jobs.claims import live_owner
-from app.jobs.records import last_step, read_plan
+from app.jobs.latest import last_step
+from app.jobs.records import read_plan
 from app.quantities import size_in_words
 from app.storage import Store
 
