@@ -16,6 +16,7 @@ DATA, PHANTOMS = "data", "phantoms"  # copies of data sets, and synthetic ones
 PRETRAIN, DOWNSTREAM = "pretrain", "downstream"  # the kinds of jobs
 ENCODER, MODEL, HEAD = "encoder.safetensors", "model.safetensors", "head.safetensors"
 LABEL_CURVE = "label_curve.safetensors"
+VAL_PREDICTIONS, ERRORS, EMBEDDING = "val_predictions.csv", "errors.png", "embedding.csv"
 CURVES, PREDICTIONS = "curves.jsonl", "predictions.csv"
 _RECORD, _LATEST, _CLAIM = "record.json", "latest.json", "claim.json"
 
@@ -129,6 +130,11 @@ def joined_name(run_id: str, key: str) -> str | None:
     """Return the data set that ``joined_data`` made this key for; None for another key."""
     found = re.fullmatch(rf"{re.escape(samples(run_id))}/([^/.]+)\.(?:{DOWNSTREAM}|{PRETRAIN})\.json", key)
     return found[1] if found else None
+
+
+def val_labels(run_id: str, name: str) -> str:
+    """Key of the labels of a data set's validation split."""
+    return f"{run(run_id)}/samples/{name}_val_labels.json"
 
 
 def report(run_id: str, name: str = "index.html") -> str:

@@ -199,6 +199,15 @@ class CurvePoint(_Model):
     auroc: Number
 
 
+class ConfidentError(_Model):
+    """A test image that the saved model is wrong about: class numbers, and how sure it is."""
+
+    image: int
+    truth: int
+    predicted: int
+    probability: float
+
+
 class DownstreamRecord(Record):
     """``record.json`` of a downstream job.
 
@@ -211,6 +220,7 @@ class DownstreamRecord(Record):
         draw_overlap: mean Jaccard index of two draws' images.
         thresholds: of the saved model, chosen on the validation split: one for P(1) if binary, one per label if
             multi-label, none otherwise; None in records older than them.
+        errors: of the saved model, the surest first; ``errors.png`` shows the images.
         label_curve: what came of fewer and more labels; scores are in ``label_curve.safetensors``.
         encoder: the frozen encoder that the saved head is for; None if the saved model is whole, or none is kept.
     """
@@ -232,6 +242,7 @@ class DownstreamRecord(Record):
     thresholds: tuple[float, ...] | None = None
     encoder: Pointer | None = None
     label_curve: tuple[CurvePoint, ...] = ()
+    errors: tuple[ConfidentError, ...] = ()
 
 
 # --- publishing and reading

@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from typing import Literal
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from app.data import say_overlap
 from app.errors import InputError
 from app.jobs import keys
-from app.jobs.records import (
-    DownstreamRecord,
-    Experiment,
-    Plan,
-    PlannedJob,
-    PretrainRecord,
-    Record,
-    read_verified,
-)
+from app.jobs.records import DownstreamRecord, Experiment, Plan, PlannedJob, PretrainRecord, Record
 from app.report.experiment import find_experiment
 from app.report.objects import Damaged, parse
-from app.science.statistics import auroc_components
+from app.report.reading import (
+    CurveMean,
+    Labels,
+    Scores,
+    mean_components,
+    parse_predictions,
+    read_curves,
+    read_embedding,
+    read_label_curve,
+    read_listed,
+    read_predictions,
+)
 from app.storage import MissingObject, Store
 
-Scores = NDArray[np.float64]
-Labels = NDArray[np.int64]
+__all__ = ["CurveMean", "Labels", "Scores", "collect", "mean_components", "parse_predictions"]
 
 # The order of tables and figures; what is not named here comes after, by name.
 METHOD_ORDER = ("random", "imagenet", "byol", "byol_plus")
@@ -48,29 +47,23 @@ class PretrainRun:
 
 
 @dataclass(frozen=True)
-class CurveMean:
-    """A point of a job's label curve, draws averaged: AUROC, and what each test image adds to its error, (N,)."""
-
-    budget: str
-    labels: float
-    draws: int
-    area: float
-    components: NDArray[np.float64] = field(repr=False)
-
-
-@dataclass(frozen=True)
 class Result:
     """A finished downstream job with its test scores, each of shape (N, C).
 
     ``chosen`` belongs to the saved model and ``draws`` to every few-shot draw (otherwise it holds
-    ``chosen`` alone); ``curve`` has the points of its label curve but for the one of ``draws``. What is missing or
-    damaged stays empty, and ``Study.missing`` says so.
+    ``chosen`` alone); ``curve`` has the points of its label curve but for the one of ``draws``. ``validation`` has
+    the scores of the validation images, ``errors`` a PNG of the surest errors, ``embedding`` a place in the plane for
+    each validation image; jobs older than them have none. What is missing or damaged stays empty, and
+    ``Study.missing`` says so.
     """
 
     record: DownstreamRecord
     chosen: Scores | None = field(repr=False, default=None)
     draws: tuple[Scores, ...] = field(repr=False, default=())
     curve: tuple[CurveMean, ...] = field(repr=False, default=())
+    validation: Scores | None = field(repr=False, default=None)
+    errors: bytes | None = field(repr=False, default=None)
+    embedding: NDArray[np.float64] | None = field(repr=False, default=None)
 
 
 @dataclass(frozen=True)
@@ -93,8 +86,8 @@ class Study:
     """All that a run left behind, read and checked.
 
     ``cells`` maps (dataset, protocol, method) to the finished jobs ordered by seed; ``planned`` maps it to
-    the seeds that the plan names (so a cell may be planned and empty).  ``test_labels`` has shape (N, L)
-    for each dataset.
+    the seeds that the plan names (so a cell may be planned and empty).  ``test_labels`` and ``val_labels`` have shape
+    (N, L) for each dataset; plans older than the latter have none.
     """
 
     experiment: Experiment
@@ -102,6 +95,7 @@ class Study:
     cells: Mapping[CellKey, tuple[Result, ...]]
     planned: Mapping[CellKey, tuple[int, ...]]
     test_labels: Mapping[str, Labels]
+    val_labels: Mapping[str, Labels]
     samples: Mapping[str, bytes]
     missing: tuple[Missing, ...]
 
@@ -151,83 +145,6 @@ def in_order(names: Iterable[str], order: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda n: (order.index(n) if n in order else len(order), n)))
 
 
-# --- reading one object -----------------------------------------------------------------------------
-
-
-def _read_listed(store: Store, folder: str, name: str, record: Record) -> bytes:
-    """Read a file that a record lists, and compare it with the SHA-256 there."""
-    entry = record.files.get(name)
-    if entry is None:
-        raise Damaged(f"the record lists no {name}")
-    try:
-        return read_verified(store, f"{folder}/{name}", entry.model_dump())
-    except MissingObject as error:
-        raise Damaged(f"{name} is missing") from error
-    except InputError as error:
-        raise Damaged(f"{name} is damaged (its SHA-256 is not the recorded one)") from error
-
-
-def parse_predictions(data: bytes) -> Scores:
-    """Read MedMNIST's evaluator CSV (``index,score,score,…``, no header) -> scores (N, C) by ascending index.
-
-    Raises:
-        ValueError: not numbers, rows of different lengths, no rows, or indices that are not 0 … N-1.
-    """
-    if not data.strip():
-        raise ValueError("no scores")
-    table = np.loadtxt(io.BytesIO(data), delimiter=",", dtype=np.float64, ndmin=2)
-    if table.shape[1] < 2:
-        raise ValueError("no scores")
-    order = np.argsort(table[:, 0], kind="stable")
-    if not np.array_equal(table[order, 0], np.arange(len(table))):
-        raise ValueError("indices are not 0 to N-1")
-    return np.ascontiguousarray(table[order, 1:])
-
-
-def _predictions(store: Store, folder: str, name: str, record: DownstreamRecord, labels: Labels | None) -> Scores:
-    try:
-        scores = parse_predictions(_read_listed(store, folder, name, record))
-    except ValueError as error:
-        raise Damaged(f"{name} is damaged ({error})") from error
-    if labels is not None and len(scores) != len(labels):
-        raise Damaged(f"{name} has {len(scores)} rows for {len(labels)} test images")
-    return scores
-
-
-def _label_curve(store: Store, folder: str, record: DownstreamRecord, truth: Labels) -> tuple[CurveMean, ...]:
-    try:
-        tensors = safetensors.numpy.load(_read_listed(store, folder, keys.LABEL_CURVE, record))
-    except safetensors.SafetensorError as error:
-        raise Damaged(f"{keys.LABEL_CURVE} is damaged ({error})") from error
-    points = []
-    for budget, trained in groupby(record.label_curve, key=lambda point: point.budget):
-        labels = [point.labels for point in trained]
-        scores = tensors.get(budget)
-        if scores is None or scores.ndim != 3 or scores.shape[:2] != (len(labels), len(truth)):
-            raise Damaged(f"{keys.LABEL_CURVE} is damaged (not the scores of {len(labels)} draws for {budget})")
-        points.append(CurveMean(budget, float(np.mean(labels)), len(labels), *mean_components(truth, list(scores))))
-    return tuple(points)
-
-
-def mean_components(y: Labels, draws: Sequence[Scores]) -> tuple[float, NDArray[np.float64]]:
-    """Mean AUROC of a job's draws, and what each test image adds to its error, (N,)."""
-    each = [auroc_components(y, scores) for scores in draws]
-    return float(np.mean([area for area, _ in each])), np.asarray(np.mean([own for _, own in each], axis=0))
-
-
-def _curves(store: Store, folder: str, record: PretrainRecord) -> tuple[Mapping[str, float], ...]:
-    lines = _read_listed(store, folder, keys.CURVES, record).splitlines()
-    try:
-        points = [json.loads(line) for line in lines if line.strip()]
-        return tuple(
-            {k: float(v) for k, v in point.items() if isinstance(v, int | float)}
-            for point in points
-            if isinstance(point, dict)
-        )
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise Damaged(f"{keys.CURVES} is damaged (not JSON lines of numbers)") from error
-
-
 def _check_same_experiment(record: Record, experiment: Experiment) -> None:
     """Refuse a record of other settings or other data than the experiment's, which `plan --overwrite` can leave."""
     settings, science = experiment.config, record.science
@@ -262,14 +179,16 @@ def collect(store: Store, run_id: str) -> Study:
     root = keys.run(run_id)
     experiment = find_experiment(store, run_id)
     missing: list[Missing] = []
-    labels = _test_labels(store, experiment, missing)
-    cells = _downstream(store, root, experiment, labels, missing)
+    labels = _labels(store, experiment, keys.test_labels, missing)
+    val_labels = _labels(store, experiment, keys.val_labels, None)
+    cells = _downstream(store, root, experiment, labels, val_labels, missing)
     return Study(
         experiment=experiment,
         pretraining=_pretraining(store, root, experiment, missing),
         cells=cells,
         planned=_planned_cells(experiment.plan),
         test_labels=labels,
+        val_labels=val_labels,
         samples=_samples(store, experiment),
         missing=tuple(missing),
     )
@@ -298,7 +217,7 @@ def _pretraining(store: Store, root: str, experiment: Experiment, missing: list[
             continue
         curves: tuple[Mapping[str, float], ...] = ()
         try:
-            curves = _curves(store, folder, record)
+            curves = read_curves(store, folder, record)
         except Damaged as error:
             missing.append(Missing("pretrain", key, str(error)))
         runs.append(PretrainRun(record, curves))
@@ -306,7 +225,12 @@ def _pretraining(store: Store, root: str, experiment: Experiment, missing: list[
 
 
 def _downstream(
-    store: Store, root: str, experiment: Experiment, labels: Mapping[str, Labels], missing: list[Missing]
+    store: Store,
+    root: str,
+    experiment: Experiment,
+    labels: Mapping[str, Labels],
+    val_labels: Mapping[str, Labels],
+    missing: list[Missing],
 ) -> dict[CellKey, tuple[Result, ...]]:
     cells: dict[CellKey, list[Result]] = {}
     for key, found in _jobs(store, root, keys.DOWNSTREAM, experiment.plan.downstream):
@@ -323,18 +247,34 @@ def _downstream(
         result = Result(record)
         truth = labels.get(record.dataset)
         try:
-            chosen = _predictions(store, folder, keys.PREDICTIONS, record, truth)
+            chosen = read_predictions(store, folder, keys.PREDICTIONS, record, truth)
             result = Result(record, chosen, () if record.draws else (chosen,))
             names = [keys.draw_predictions(draw.draw) for draw in record.draws]
             if names:
-                draws = tuple(_predictions(store, folder, name, record, truth) for name in names)
+                draws = tuple(read_predictions(store, folder, name, record, truth) for name in names)
                 result = Result(record, chosen, draws)
             if record.label_curve and truth is not None:
-                result = replace(result, curve=_label_curve(store, folder, record, truth))
+                result = replace(result, curve=read_label_curve(store, folder, record, truth))
+            result = _with_extras(store, folder, result, val_labels.get(record.dataset))
         except Damaged as error:
             missing.append(Missing("downstream", key, f"{error}; its metrics are shown all the same"))
         cells.setdefault((record.dataset, record.protocol, record.method), []).append(result)
     return {key: tuple(sorted(results, key=lambda r: (r.record.seed, r.record.key))) for key, results in cells.items()}
+
+
+def _with_extras(store: Store, folder: str, result: Result, truth: Labels | None) -> Result:
+    """Add what newer jobs leave beside their test scores."""
+    record, files = result.record, result.record.files
+    if keys.VAL_PREDICTIONS in files and truth is not None:
+        result = replace(result, validation=read_predictions(store, folder, keys.VAL_PREDICTIONS, record, truth))
+    if keys.ERRORS in files:
+        result = replace(result, errors=read_listed(store, folder, keys.ERRORS, record))
+    if keys.EMBEDDING in files and truth is not None:
+        places = read_embedding(store, folder, record)
+        if len(places) != len(truth):
+            raise Damaged(f"{keys.EMBEDDING} has {len(places)} rows for {len(truth)} images")
+        result = replace(result, embedding=places)
+    return result
 
 
 def _planned_cells(plan: Plan) -> dict[CellKey, tuple[int, ...]]:
@@ -346,7 +286,10 @@ def _planned_cells(plan: Plan) -> dict[CellKey, tuple[int, ...]]:
     return {key: tuple(sorted(seeds)) for key, seeds in planned.items()}
 
 
-def _test_labels(store: Store, experiment: Experiment, missing: list[Missing]) -> dict[str, Labels]:
+def _labels(
+    store: Store, experiment: Experiment, place: Callable[[str, str], str], missing: list[Missing] | None
+) -> dict[str, Labels]:
+    """Read the labels of a split; what is not there is named in ``missing``, unless that is None."""
     labels: dict[str, Labels] = {}
     folder = f"{keys.run(experiment.run_id)}/{keys.DOWNSTREAM}"
     jobs = [planned.key for planned in experiment.plan.downstream]
@@ -355,20 +298,19 @@ def _test_labels(store: Store, experiment: Experiment, missing: list[Missing]) -
     for name in experiment.data:
         if name not in wanted:
             continue
-        key = keys.test_labels(experiment.run_id, name)
+        key = place(experiment.run_id, name)
         what = key.removeprefix(f"{keys.run(experiment.run_id)}/")
         try:
             values = np.asarray(json.loads(store.read(key))["labels"], dtype=np.int64)
+            if values.ndim not in (1, 2):
+                raise ValueError(f"of shape {values.shape}")
+            labels[name] = values[:, None] if values.ndim == 1 else values
         except MissingObject:
-            missing.append(Missing("data", what, "not there; no interval over test images, no ROC curve"))
-            continue
+            reason = "not there; no interval over test images, no ROC curve"
         except (InputError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            missing.append(Missing("data", what, f"damaged ({type(error).__name__})"))
-            continue
-        if values.ndim not in (1, 2):
-            missing.append(Missing("data", what, f"damaged (of shape {values.shape})"))
-            continue
-        labels[name] = values[:, None] if values.ndim == 1 else values
+            reason = f"damaged ({type(error).__name__})"
+        if name not in labels and missing is not None:
+            missing.append(Missing("data", what, reason))
     return labels
 
 

@@ -9,16 +9,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import yaml
-from markupsafe import Markup
 
+from app.report.blocks import (
+    Block,
+    confusion_figures,
+    difference_caption,
+    efficiency_caption,
+    protocol_figures,
+    roc_figures,
+)
+from app.report.clinical import (
+    calibration_table,
+    embedding_figures,
+    error_sheets,
+    operating_table,
+    reliability_figure,
+)
 from app.report.collect import Study
 from app.report.compare import Analysis
-from app.report.counts import class_histogram, confusion_matrices, panel_side
-from app.report.curves import pretraining_curves, roc_curves
+from app.report.counts import class_histogram
+from app.report.curves import pretraining_curves
 from app.report.efficiency import (
-    FEWEST,
     Efficiency,
     efficiencies,
     efficiency_figure,
@@ -35,9 +47,8 @@ from app.report.inventory import (
     pretraining_jobs_table,
 )
 from app.report.names import MARKS, display_names, method_name, protocol_name, sentence, signed
-from app.report.paper import figure5_table, figure6_table, inside_of_paper, paper_name, printed, published, reference
-from app.report.plots import differences, protocol_comparison
-from app.report.style import Figure, for_page
+from app.report.paper import figure5_table, figure6_table, inside_of_paper, paper_name, published
+from app.report.plots import differences
 from app.report.table import Table
 from app.report.tables import delong_table, differences_table, metrics_table, results_table
 
@@ -52,25 +63,10 @@ REFERENCES = (
     "N. Obuchowski, H. Rockette: Hypothesis testing of diagnostic accuracy for multiple readers and multiple tests, "
     "Communications in Statistics 24, 1995; S. Hillis: A comparison of denominator degrees of freedom methods for "
     "multiple observer ROC analysis, Statistics in Medicine 26, 2007.",
+    "C. Guo et al.: On calibration of modern neural networks, ICML 2017.",
     "S. Holm: A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 1979.",
     "B. Efron, R. Tibshirani: An Introduction to the Bootstrap, 1993.",
 )
-
-
-PAGE_HEIGHT = 6.0  # inches of a figure: with its caption it fits a printed page in landscape
-
-
-@dataclass(frozen=True)
-class Block:
-    """A figure with its caption."""
-
-    figure: Figure
-    caption: str
-
-    @property
-    def html(self) -> Markup:
-        """The figure as an element of the page. matplotlib has escaped the text in it."""
-        return Markup(for_page(self.figure))
 
 
 @dataclass(frozen=True)
@@ -110,6 +106,8 @@ def build_context(analysis: Analysis) -> dict[str, Any]:
         *sections["protocol_figures"],
         *sections["roc_figures"],
         *sections["confusion_figures"],
+        sections["reliability_figure"],
+        *sections["embedding_figures"],
         sections["pretraining_figure"],
         *(d.histogram for d in datasets),
     ]
@@ -150,21 +148,26 @@ def _evidence(analysis: Analysis, names: Mapping[str, str]) -> dict[str, Any]:
     curves = efficiency_figure(found, titles, names, study.methods) if found else None
     return {
         "lead": lead(analysis, found),
-        "efficiency_figure": curves and Block(curves, _efficiency_caption(found)),
+        "efficiency_figure": curves and Block(curves, efficiency_caption(found)),
         "efficiency": efficiency_table(analysis, found),
         "sentences": [sentence(study, c) for c in analysis.comparisons],
         "cards": _cards(analysis),
         "baseline": method_name(analysis.baseline) if analysis.baseline else "",
         "results": results_table(analysis),
         "metrics": metrics_table(analysis),
-        "protocol_figures": _protocol_figures(analysis, names),
+        "protocol_figures": protocol_figures(analysis, names),
         "differences": differences_table(analysis),
-        "difference_figure": difference and Block(difference, _difference_caption(analysis)),
+        "difference_figure": difference and Block(difference, difference_caption(analysis)),
         "paper_text": _paper_text(analysis),
         "paper_tables": [] if study.experiment.synthetic else _paper_tables(analysis),
         "delong": delong_table(analysis),
-        "roc_figures": _roc_figures(analysis, names),
-        "confusion_figures": _confusion_figures(analysis),
+        "roc_figures": roc_figures(analysis, names),
+        "confusion_figures": confusion_figures(analysis),
+        "operating": operating_table(analysis),
+        "calibration": calibration_table(analysis),
+        "reliability_figure": reliability_figure(analysis, names),
+        "embedding_figures": embedding_figures(analysis, names),
+        "errors": error_sheets(analysis),
     }
 
 
@@ -244,114 +247,6 @@ def _cards(analysis: Analysis) -> list[Card]:
         if findings:
             cards.append(Card(study.title(dataset), tuple(findings)))
     return cards
-
-
-def _protocol_figures(analysis: Analysis, names: Mapping[str, str]) -> list[Block]:
-    study = analysis.study
-    figures = []
-    for dataset in study.datasets:
-        figure = protocol_comparison(
-            dataset,
-            study.title(dataset),
-            study.protocols(dataset),
-            study.methods,
-            lambda p, m, metric, d=dataset: analysis.metric((d, p, m), metric),  # type: ignore[misc]
-            lambda p, m, metric, d=dataset: printed(study, (d, p, m), metric),  # type: ignore[misc]
-            reference(study, dataset),
-            names,
-        )
-        if figure:
-            caption = "Mean and 95 % t-interval over seeds."
-            if "the paper" in figure.svg:
-                caption += " Hollow: the paper's single run; its “AUC” stands on the scale that it was computed on."
-            if "MedMNIST" in figure.svg:
-                caption += " Dashed: MedMNIST v2's ResNet-18, trained on all labels."
-            figures.append(Block(figure, f"{study.title(dataset)}. {caption}"))
-    return figures
-
-
-def _efficiency_caption(found: Sequence[Efficiency]) -> str:
-    band = (
-        "Bands: 95 % over seeds, draws and test images."
-        if max(one.seeds for one in found) >= FEWEST
-        else ("Small markers are seeds; fewer than three have no interval that says anything.")
-    )
-    return f"Test AUROC over the number of training labels, means over draws and seeds. {band} Dashed: k."
-
-
-def _difference_caption(analysis: Analysis) -> str:
-    baseline = method_name(analysis.baseline or "")
-    return (
-        f"Difference in test AUROC from {baseline}. Thin line: 95 % over seeds, draws and test images (an arrow where "
-        "it runs out of the picture). Broad band: over test images alone. Filled marker: better or worse, after Holm."
-    )
-
-
-def _roc_figures(analysis: Analysis, names: Mapping[str, str]) -> list[Block]:
-    study = analysis.study
-    figures = []
-    for dataset, labels in study.test_labels.items():
-        figure = roc_curves(
-            dataset,
-            study.title(dataset),
-            labels,
-            study.protocols(dataset),
-            study.methods,
-            lambda p, m, d=dataset: analysis.results(d, p, m),  # type: ignore[misc]
-            names,
-        )
-        if figure:
-            task = study.experiment.data[dataset].task
-            kind = "" if task == "binary-class" else " Macro average of one class against the rest."
-            caption = f"{study.title(dataset)}. Thin lines are seeds, thick lines their mean.{kind}"
-            figures.append(Block(figure, f"{caption} Few-shot shows the saved model of each seed."))
-    return figures
-
-
-def _confusion_figures(analysis: Analysis) -> list[Block]:
-    study = analysis.study
-    figures = []
-    for dataset in study.datasets:
-        info = study.experiment.data.get(dataset)
-        if info is None:
-            continue
-        labels = [info.labels[k] for k in sorted(info.labels, key=int)]
-        panels = []
-        rows = [protocol_name(p) for p in study.protocols(dataset)]
-        printed = published()["confusion"].get(paper_name(dataset)) if not study.experiment.synthetic else None
-        for protocol, row in zip(study.protocols(dataset), rows, strict=True):
-            for method in study.methods:
-                counts = analysis.confusion((dataset, protocol, method))
-                if counts is not None and len(counts) == len(labels):
-                    panels.append((row, method_name(method), counts))
-            if protocol == "finetune" and printed and panels:
-                panels.append((row, "the paper's BYOL+", np.array(printed["matrix"], dtype=np.float64)))
-        rows = [row for row in rows if any(row == panel[0] for panel in panels)]
-        for number, part in enumerate(_parts(rows, max(1, int(PAGE_HEIGHT // panel_side(len(labels)))))):
-            name = f"{dataset}-{number + 1}" if number else dataset
-            figure = confusion_matrices(name, study.title(dataset), labels, panels, part)
-            assert figure is not None, "there is a panel in each row"
-            caption = f"{study.title(dataset)}, continued." if number else _matrix_caption(study, dataset)
-            figures.append(Block(figure, caption))
-    return figures
-
-
-def _parts(rows: Sequence[str], most: int) -> list[Sequence[str]]:
-    """Divide rows into parts of about equal length, ``most`` at most."""
-    count = math.ceil(len(rows) / most)
-    return [rows[len(rows) * i // count : len(rows) * (i + 1) // count] for i in range(count)]
-
-
-def _matrix_caption(study: Study, dataset: str) -> str:
-    labels = study.experiment.data[dataset].labels
-    caption = (
-        f"{study.title(dataset)}. Rows: truth; columns: prediction. Mean count over seeds; "
-        "shade: share of the true class. Few-shot: the saved model."
-    )
-    if len(labels) > 3:
-        caption += " " + ", ".join(f"{i} {labels[i]}" for i in sorted(labels, key=int)) + "."
-    printed = published()["confusion"].get(paper_name(dataset)) if not study.experiment.synthetic else None
-    return caption + (f" The paper's matrix: {printed['note']}" if printed and "note" in printed else "")
 
 
 def _dataset_block(study: Study, name: str) -> DatasetBlock:

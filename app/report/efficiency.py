@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from app.report.collect import Labels, Result
 from app.report.compare import LEVEL, Analysis
-from app.report.names import MINUS, method_name, number, p_value, protocol_name, signed, span
+from app.report.names import MARKS, MINUS, method_name, number, protocol_name, signed, span
 from app.report.style import INK, MUTED, WIDEST, Figure, canvas_of, finish, legend, look, others_of
 from app.report.table import Cell, Column, Row, Table
 from app.science.efficiency import Curve, LabelsNeeded, difference, labels_needed
@@ -177,7 +177,7 @@ def efficiency_table(analysis: Analysis, found: Sequence[Efficiency]) -> Table:
     columns = [Column("AUROC", baseline)]
     for method in methods:
         columns += [
-            Column(label, f"{method_name(method)} {MINUS} {baseline}") for label in ("difference", "95 %", "p (Holm)")
+            Column(label, f"{method_name(method)} {MINUS} {baseline}") for label in ("difference", "95 % interval")
         ]
     return Table(
         "efficiency",
@@ -186,20 +186,21 @@ def efficiency_table(analysis: Analysis, found: Sequence[Efficiency]) -> Table:
         tuple(columns),
         tuple(rows),
         (
-            "Means over draws and seeds; intervals over seeds, draws and test images together. Holm's correction "
-            "counts all points of a dataset and protocol. The epoch of every training is chosen on the whole "
-            "validation split.",
+            "Means over draws and seeds; intervals over seeds, draws and test images together. ▲ better, ▼ worse after "
+            "Holm's correction for all points of a dataset and protocol, ◇ before it alone. The epoch of every "
+            "training is chosen on the whole validation split.",
         ),
     )
 
 
 def _difference_cells(one: Efficiency, method: str, i: int) -> list[Cell]:
     if method not in one.methods:
-        return [Cell(""), Cell(""), Cell("")]
+        return [Cell(""), Cell("")]
     found, p = one.differences[method, i], one.adjusted[method, i]
     settled = found.excludes_zero and p < LEVEL
     tone = ("better" if found.mean > 0 else "worse") if settled else "unsettled" if found.excludes_zero else ""
-    return [Cell(signed(found.mean), tone), Cell(span(found)), Cell(p_value(p))]
+    mark = f"{MARKS[tone]} " if tone else ""
+    return [Cell(mark + signed(found.mean), tone), Cell(span(found))]
 
 
 def efficiency_figure(

@@ -10,9 +10,10 @@ import jinja2
 
 from app.errors import InputError
 from app.jobs import keys
+from app.report.blocks import Block
 from app.report.collect import collect
 from app.report.compare import Analysis
-from app.report.content import Block, build_context
+from app.report.content import build_context
 from app.report.table import Table, code, escape, fenced, markdown, plain
 from app.report.tables import csv_text
 from app.storage import Store
@@ -128,6 +129,10 @@ def render_markdown(context: Mapping[str, Any]) -> str:
     section("Beside the paper", escape(context["paper_text"]), *context["paper_tables"])
     section("ROC curves", context["delong"], *context["roc_figures"])
     section("Confusion matrices", *context["confusion_figures"])
+    section("Operating points", context["operating"])
+    section("Calibration", context["reliability_figure"], context["calibration"])
+    section("Embedding", *context["embedding_figures"])
+    section("Most confident errors", _list(f"{s.title}: {line}" for s in context["errors"] for line in s.lines))
     section("Every metric", context["metrics"])
     section("Pretraining", context["pretraining_figure"], context["pretraining"])
     section(

@@ -32,6 +32,7 @@ from app.settings import Config, FewShotRecipe, ProtocolName, Recipe
 from app.stages.kernel_choice import choose_kernels
 from app.stages.label_curve import LabelCurve
 from app.stages.outcome import Outcome, best_of, curves_jsonl, keep_best_model, mean_of, predictions_csv
+from app.stages.pictures import embedding_csv, errors_of, sheet
 from app.stages.samples import join_data
 from app.stages.weights import Weights, describe, initial_weights, keep_encoder
 
@@ -272,7 +273,9 @@ class Evaluation:
             "licence": self.data.licence,
             "channels": str(self.data.channels),
         }
-        files = {keys.PREDICTIONS: predictions_csv(best.scores)}
+        files = {keys.PREDICTIONS: predictions_csv(best.scores)} | self.pictures(best)
+        if best.val_scores is not None:
+            files[keys.VAL_PREDICTIONS] = predictions_csv(best.val_scores)
         encoder = None
         if self.kind.frozen:
             frozen = build_encoder(self.run, self.weights, self.seed)
@@ -287,6 +290,15 @@ class Evaluation:
         if self.curve is not None and self.curve.points:
             files[keys.LABEL_CURVE] = self.curve.scores_file()
         return files, encoder
+
+    def pictures(self, best: Outcome) -> dict[str, bytes]:
+        """Return the sheet of the surest errors, and where the validation images lie in a probe's features."""
+        files = {}
+        if errors := errors_of(self.data, best.scores):
+            files[keys.ERRORS] = sheet(self.data, [error.image for error in errors])
+        if self.kind.frozen and not self.kind.few and self.val.features is not None and len(self.val.labels) > 1:
+            files[keys.EMBEDDING] = embedding_csv(self.val.features.cpu().numpy())
+        return files
 
     def record(self, encoder: Pointer | None) -> DownstreamRecord:
         """Return the record of the finished job, whose model is a head on a frozen ``encoder``, or whole."""
@@ -324,6 +336,7 @@ class Evaluation:
             draw_overlap=draw_overlap(self.chosen) if few else None,
             thresholds=None if best.thresholds is None else tuple(best.thresholds),
             encoder=encoder,
+            errors=errors_of(data, best.scores),
             label_curve=self.curve.record() if self.curve else (),
             timings={"seconds": round(self.seconds, 3)},
             finished=now(),

@@ -32,6 +32,7 @@ class Outcome:
         model: weights, off the device, of the linear layer alone if the encoder is frozen; None once another draw is
             better.
         thresholds: chosen on the validation split; None in a state older than them.
+        val_scores: of the validation images, (N, C); None in a state older than them.
     """
 
     fit: Fit
@@ -40,6 +41,7 @@ class Outcome:
     validation: dict[str, float]
     model: dict[str, Tensor] | None
     thresholds: list[float] | None
+    val_scores: NDArray[np.float64] | None = None
 
     @classmethod
     def judge(
@@ -59,6 +61,7 @@ class Outcome:
                 if not frozen or name.startswith("fc.")
             },
             thresholds=choose_thresholds(data.val.labels, val_scores, data.task),
+            val_scores=val_scores,
         )
 
     @property
@@ -76,6 +79,7 @@ class Outcome:
             "validation": {name: float(value) for name, value in self.validation.items()},
             "model": self.model,
             "thresholds": self.thresholds,
+            "val_scores": None if self.val_scores is None else torch.from_numpy(self.val_scores),
         }
 
     @classmethod
@@ -90,6 +94,7 @@ class Outcome:
             test={name: float(value) for name, value in state["test"].items()},
             validation={name: float(value) for name, value in state["validation"].items()},
             model=state["model"],
+            val_scores=None if state.get("val_scores") is None else state["val_scores"].numpy(),
             thresholds=None if (chosen := state.get("thresholds")) is None else [float(each) for each in chosen],
         )
 

@@ -1,4 +1,4 @@
-"""What the report shows of a data set: some of its images, its test labels, and what is known of it."""
+"""What the report shows of a data set: some of its images, its test and validation labels, what is known of it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def show_data(run: Run, data: Dataset | Unlabelled) -> None:
     """Publish what the report shows of a data set."""
     run.store.write(keys.sample_sheet(run.run_id, data.name), sample_sheet(data))
     if isinstance(data, Dataset):
-        labels = json.dumps({"labels": data.test.labels.tolist()})
-        run.store.write(keys.test_labels(run.run_id, data.name), labels.encode())
+        for key, split in ((keys.test_labels, data.test), (keys.val_labels, data.val)):
+            labels = json.dumps({"labels": split.labels.tolist()})
+            run.store.write(key(run.run_id, data.name), labels.encode())
 
 
 def join_data(run: Run, data: Dataset | Unlabelled, role: str) -> None:

@@ -16,16 +16,31 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from app.errors import InputError
 from app.jobs.records import DownstreamRecord, Experiment, PretrainRecord
-from app.report import ReportSummary, counts, curves, efficiency, inventory, names, paper, plots, style, table, tables
+from app.report import (
+    ReportSummary,
+    clinical,
+    counts,
+    curves,
+    efficiency,
+    inventory,
+    names,
+    paper,
+    plots,
+    style,
+    table,
+    tables,
+)
 from app.report.collect import Study, collect, parse_predictions
 from app.report.compare import Analysis, Comparison
 from app.report.content import SYNTHETIC
 from app.report.efficiency import efficiencies, efficiency_table
 from app.science import metrics, statistics
+from app.science.clinical import confident_errors
 from app.science.statistics import Interval, holm
 from app.stages.report import run as write_report
 from app.storage import FolderStore, MissingObject, Store, check_key
@@ -102,11 +117,13 @@ class FakeRun:
         shrink: int = 1,
         draws: int = 3,
         curve: tuple[str, ...] = (),
+        clinical: bool = False,
     ) -> None:
         self.store = store or MemoryStore()
         self.datasets = datasets if datasets is not None else DATASETS
         self.methods, self.protocols, self.seeds = methods, protocols, seeds
         self.synthetic, self.shrink, self.draws, self.curve = synthetic, shrink, draws, curve
+        self.clinical = clinical
         self.summary: ReportSummary | None = None
 
     def labels(self, name: str) -> NDArray[np.int64]:
@@ -175,6 +192,8 @@ class FakeRun:
                 "modality": info["modality"], "role": "downstream",
             }  # fmt: skip
             self.put(f"samples/{name}_test_labels.json", {"labels": y.tolist()})
+            if self.clinical:
+                self.put(f"samples/{name}_val_labels.json", {"labels": y.tolist()})
         inits = self.inits()
         plan = {
             "version": 1, "run_id": RUN,
@@ -234,9 +253,10 @@ class FakeRun:
         contents = {"predictions.csv": predictions_csv(drawn[0])}
         if few:
             contents |= {f"draws/{d}/predictions.csv": predictions_csv(s) for d, s in enumerate(drawn)}
+        errors = self.extras(name, y, drawn[0], protocol, seed, contents) if self.clinical else []
         points = self.label_curve(name, method, protocol, seed, contents) if few and self.curve else []
         record = self.base(key, method, seed) | {
-            "label_curve": points, "science": {"protocol": {"k": K}} if few else {},
+            "label_curve": points, "errors": errors, "science": {"protocol": {"k": K}} if few else {},
             "dataset": name, "init": init, "protocol": protocol, "task": info["task"],
             "labels": {str(i): label for i, label in enumerate(info["labels"])},
             "metrics": {m: float(np.mean([v[m] for v in values])) for m in values[0]},
@@ -252,6 +272,29 @@ class FakeRun:
         plain = DownstreamRecord.model_validate(record).model_dump(mode="json")
         self.put(f"{folder}/record.json", plain)
         return plain
+
+    def extras(
+        self, name: str, y: NDArray[np.int64], scores: NDArray[np.float64], protocol: str, seed: int,
+        contents: dict[str, bytes],
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Add what a job leaves beside its test scores; validation images are harder, and the same for all methods."""
+        sure = np.random.default_rng(seed).dirichlet(np.full(scores.shape[1], 0.3), len(y))
+        contents["val_predictions.csv"] = predictions_csv(0.8 * scores + 0.2 * sure)
+        if protocol == "linear_probe":
+            places = np.random.default_rng(seed).normal(size=(len(y), 2)) + y[:, :1]
+            contents["embedding.csv"] = "".join(f"{a},{b}\n" for a, b in places).encode()
+        if y.shape[1] > 1:
+            return []
+        places = confident_errors(y[:, 0], scores, 4)
+        picture = io.BytesIO()
+        Image.new("L", (84 * 4, 84)).save(picture, "PNG")
+        if len(places):
+            contents["errors.png"] = picture.getvalue()
+        return [
+            {"image": int(i), "truth": int(y[i, 0]), "predicted": int(scores[i].argmax()),
+             "probability": float(scores[i].max())}
+            for i in places
+        ]  # fmt: skip
 
     def label_curve(
         self, name: str, method: str, protocol: str, seed: int, contents: dict[str, bytes]
@@ -406,7 +449,7 @@ def interval(low: float, high: float) -> Interval:
     return Interval((low + high) / 2, low, high, 3)
 
 
-def tested(low: float, high: float) -> statistics.Tested:
+def joint_of(low: float, high: float) -> statistics.Tested:
     return statistics.Tested((low + high) / 2, low, high, 3, 1e-4, 1e-4, 0.01)
 
 
@@ -430,7 +473,7 @@ def test_a_verdict_follows_from_the_joint_interval_and_holm(
     joint: Any, adjusted: float, seeds: Any, images: Any, verdict: str
 ) -> None:
     compared = Comparison(
-        "d", "p", "m", "b", interval(*seeds), images and interval(*images), joint and tested(*joint), adjusted
+        "d", "p", "m", "b", interval(*seeds), images and interval(*images), joint and joint_of(*joint), adjusted
     )
     assert compared.verdict == verdict
 
@@ -514,7 +557,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     def finish(canvas: Any, name: str, alt: str) -> style.Figure:
         return style.Figure(name, '<svg viewBox="0 0 1 1"></svg>', alt, 96)
 
-    for module in (counts, curves, efficiency, plots):
+    for module in (clinical, counts, curves, efficiency, plots):
         monkeypatch.setattr(module, "finish", finish)
 
 
@@ -1005,3 +1048,70 @@ def test_scores_of_a_label_curve_that_are_damaged_cost_the_curve_alone(harm: str
 )
 def test_numbers_of_labels_are_rounded(labels: float, text: str) -> None:
     assert efficiency.count(labels) == text
+
+
+# --- what a clinician asks --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def asked() -> FakeRun:
+    both = {name: info for name, info in DATASETS.items() if info["task"] == metrics.BINARY}
+    run = FakeRun(datasets=both, shrink=4, protocols=("linear_probe",), clinical=True).write()
+    run.summary = write_report(run.store, RUN)
+    return run
+
+
+def test_operating_points_calibration_features_and_errors_are_shown(asked: FakeRun) -> None:
+    page, text = Page(read(asked, "index.html")), read(asked, "report.md")
+    assert asked.summary is not None
+    assert asked.summary.missing == []
+    for said in (page.text, text):
+        assert "Operating points on the test images" in said
+        assert "Calibration on the test images" in said
+        assert "normal taken for pneumonia" in said
+    assert {"reliability.svg", "embedding-breastmnist.svg"} <= {key.split("/")[-1] for key in asked.summary.keys}
+    pictures = [a for tag, a in page.tags if tag == "img" and "most surely wrong" in str(a.get("alt"))]
+    assert len(pictures) == 6
+
+
+def test_thresholds_of_operating_points_are_those_of_validation_images(asked: FakeRun) -> None:
+    analysis = Analysis(collect(asked.store, RUN), resamples=10)
+    table = clinical.operating_table(analysis)
+    assert {row.group.split(" · ")[0] for row in table.rows} == {"PneumoniaMNIST", "BreastMNIST"}
+    [cell] = [row.cells[0].text for row in table.rows
+              if (row.group, row.head) == ("PneumoniaMNIST · Linear probe", "BYOL")]  # fmt: skip
+    each = []
+    for job in clinical.judged(analysis, ("pneumoniamnist", "linear_probe", "byol")):
+        negative = np.sort(job.validation[job.val_truth == 0, 1])
+        at = negative[int(np.ceil(0.9 * len(negative))) - 1]
+        each.append((job.test[job.truth == 1, 1] > at).mean())
+    assert float(cell.split(" ")[0]) == pytest.approx(np.mean(each), abs=0.03)
+    assert re.fullmatch(r"0\.\d\d \[0\.\d\d, [01]\.\d\d\]", cell)
+
+
+def test_jobs_older_than_validation_scores_have_no_such_sections(full: FakeRun) -> None:
+    text = read(full, "report.md")
+    assert "Operating points" not in text
+    assert "Calibration on" not in text
+    assert full.summary is not None
+    assert full.summary.missing == []
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("val_predictions.csv", b"0,x\n"), ("val_predictions.csv", b"0,0.5,0.5\n"), ("embedding.csv", b"1\n"),
+        ("embedding.csv", b"1,2\n"), ("embedding.csv", b"x,y\n"),
+    ],
+)  # fmt: skip
+def test_damaged_extras_cost_themselves_alone(name: str, data: bytes) -> None:
+    run = small(protocols=("linear_probe",), clinical=True).write()
+    folder = "downstream/pneumoniamnist/byol-s0/linear_probe/s0"
+    run.put(f"{folder}/{name}", data)
+    record = json.loads(run.store.read(f"{ROOT}/{folder}/record.json"))
+    record["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    run.put(f"{folder}/record.json", record)
+    [line] = write_report(run.store, RUN).missing
+    assert name in line
+    assert all(c.joint is not None for c in Analysis(collect(run.store, RUN), resamples=10).comparisons)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from app.config import load_config
@@ -24,7 +25,8 @@ from app.jobs.checkpoint import load_checkpoint
 from app.jobs.job import Job
 from app.jobs.run import Run, load_labelled
 from app.models.trained import load_trained
-from app.science import finetuning
+from app.report.collect import parse_predictions
+from app.science import finetuning, metrics
 from app.science.finetuning import Labelled, predict, probabilities
 from app.stages import downstream
 from app.stages import run as study
@@ -275,3 +277,27 @@ def test_a_single_training_image_trains_a_head_or_is_refused(make_run, protocol)
         return
     with pytest.raises(UsageError, match=r"breastmnist.* (has a single training image|no training images)"):
         train(run, protocol)
+
+
+def test_a_job_leaves_validation_scores_errors_and_where_features_lie(make_run):
+    run = make_run("a")
+    study_of = run.config.study.model_copy(update={"datasets": ("breastmnist",), "methods": ()})
+    planned(run.store, run.config.model_copy(update={"study": study_of}), "r")
+    record = train(run, "linear_probe")
+    folder = Path(run.store.uri) / "runs/r/downstream" / record["key"]
+    data = load_labelled(run, "breastmnist")
+    labels = json.loads((folder.parents[4] / "samples/breastmnist_val_labels.json").read_text())["labels"]
+    assert labels == data.val.labels.tolist()
+    scores = parse_predictions((folder / "val_predictions.csv").read_bytes())
+    assert metrics.evaluate(data.val.labels, scores, data.task) == pytest.approx(record["validation"])
+    places = [line.split(",") for line in (folder / "embedding.csv").read_text().splitlines()]
+    assert len(places) == len(data.val)
+    assert all(len(place) == 2 and float(place[0]) < 1e3 for place in places)
+    test_scores = parse_predictions((folder / "predictions.csv").read_bytes())
+    for error in record["errors"]:
+        assert data.test.labels[error["image"], 0] == error["truth"] != error["predicted"]
+        assert test_scores[error["image"]].max() == pytest.approx(error["probability"])
+    sure = [error["probability"] for error in record["errors"]]
+    assert sure == sorted(sure, reverse=True)
+    with Image.open(folder / "errors.png") as picture:
+        assert picture.size == (len(sure) * 84 + (len(sure) - 1) * 3, 84)
