@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from app.config import difference, identity
@@ -35,6 +35,7 @@ from app.jobs.run import (
 from app.progress import Progress
 from app.science.protocols import PROTOCOLS
 from app.settings import Config
+from app.stages.estimate import WORTHWHILE, Rates, estimate_lines, known_rates, rates_here, work_of
 from app.stages.fallback import settle_data
 from app.stages.power import curve_lines, of_pilot, power_lines
 from app.stages.samples import show_data
@@ -49,6 +50,7 @@ def plan(
     overwrite: bool = False,
     strict_overlap: bool = False,
     pilot: str | None = None,
+    measure: Callable[[Config, int], Rates] | None = None,
 ) -> Run:
     """Plan a run and publish ``experiment.json``; planning the same experiment again changes nothing.
 
@@ -60,6 +62,7 @@ def plan(
         run_id: its name; by default the preset and 8 hex digits of the science (settings and data).
         overwrite: replace another experiment planned under the same name.
         strict_overlap: refuse to pretrain on images of a test split.
+        measure: times a few steps for the estimate, if no rates of this machine are kept and the study is long.
         pilot: a finished run whose variances tell what this one will be able to settle.
 
     Returns:
@@ -97,6 +100,7 @@ def plan(
         if not growth(run, before.get("science"), science, where=f"{store.uri}/{key}"):
             return run
         created = str(before.get("created", created))
+    _tell_estimate(config, labelled, unlabelled, measure)
     if unlabelled and overlap:
         _look_for_near(unlabelled, labelled, overlap["test"])
     for data in labelled:
@@ -117,6 +121,23 @@ def plan(
     )
     write_json(store, key, experiment.model_dump(mode="json"))
     return run
+
+
+def _tell_estimate(
+    config: Config,
+    labelled: list[Dataset],
+    unlabelled: Unlabelled | None,
+    measure: Callable[[Config, int], Rates] | None,
+) -> None:
+    """Say what the study will take; what is done already is counted too."""
+    stages = work_of(config, labelled, unlabelled)
+    channels = max([data.channels for data in labelled] + ([unlabelled.channels] if unlabelled else []), default=1)
+    if measure is not None and sum(work.steps for work in stages) >= WORTHWHILE:
+        rates: Rates | None = rates_here(config, channels, measure)
+    else:
+        rates = known_rates(config, channels)
+    for line in estimate_lines(config, stages, rates):
+        Progress("plan").say(line)
 
 
 def growth(run: Run, planned: Any, science: Mapping[str, Any], *, where: str) -> bool:

@@ -24,6 +24,7 @@ from app.science.distributed import started_by_torchrun
 from app.settings import Config
 from app.stages import downstream, pretrain, report
 from app.stages.plan import list_jobs, plan
+from app.stages.rates import measure_rates
 from app.storage import Store, open_store
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def run_study(
     """
     if started_by_torchrun():
         raise UsageError("run: torchrun starts one pretraining; call `run` by itself, it takes all GPUs for each")
-    run = plan(store, config, run_id, overwrite=overwrite, strict_overlap=strict_overlap)
+    run = plan(store, config, run_id, overwrite=overwrite, strict_overlap=strict_overlap, measure=measure_rates)
     progress = Progress("run", run_id=run.run_id)
     jobs = list_jobs(run)
     waiting: dict[str, PlannedJob] = {job.key: job for job in jobs.pretrain} | {job.key: job for job in jobs.downstream}
