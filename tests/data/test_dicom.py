@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import sys
 from pathlib import Path
 
@@ -190,6 +191,36 @@ def test_files_without_a_sound_picture(name) -> None:
     kind, says = NOT_READ[name]
     with pytest.raises(kind, match=says):
         read(OWN / name)
+
+
+def test_a_damaged_file_that_one_decoder_never_comes_back_from(tmp_path) -> None:
+    data = bytearray((OWN / "MR_small_jpeg_ls_lossless.dcm").read_bytes())
+    rng = random.Random(224)
+    for _ in range(rng.randrange(1, 12)):
+        place, way = rng.randrange(0, len(data)), rng.randrange(4)
+        if way == 0:
+            data[place] = rng.randrange(256)
+        elif way == 1:
+            del data[place : place + rng.randrange(1, 60)]
+        elif way == 2:
+            data[place:place] = rng.randbytes(rng.randrange(1, 20))
+        else:
+            data[min(place, 2000)] = rng.choice([0, 255, 127, 128])
+    (tmp_path / "a.dcm").write_bytes(data)
+    with pytest.raises(Unreadable, match="damaged"):
+        read(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize("name", ["Modality", "PatientID", "BurnedInAnnotation", "PixelPaddingValue"])
+def test_an_attribute_that_cannot_be_decoded_costs_an_image_nothing_or_has_a_reason(tmp_path, name) -> None:
+    path = write(tmp_path / "a.dcm", RAMP.astype(np.uint16), BurnedInAnnotation="NO", PixelPaddingValue=7)
+    data = bytearray(path.read_bytes())
+    tag = pydicom.tag.Tag(name)
+    at = data.index(tag.group.to_bytes(2, "little") + tag.element.to_bytes(2, "little"))
+    data[at + 4 : at + 6] = b"C\0"  # no such kind of value
+    path.write_bytes(data)
+    with contextlib.suppress(Unreadable):
+        assert read(path).pixels.shape == (64, 64)
 
 
 def test_rubbish_is_no_dicom(tmp_path) -> None:

@@ -22,11 +22,12 @@ from app.errors import UsageError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.uid import UID
 
 GRAY = ("MONOCHROME1", "MONOCHROME2")
 OUTER = (0.5, 99.5)  # per cent of the levels, between which an image without a window is shown
 OWN_RANGE = "scaled by their own range"
-INSTALL = "pip install pydicom pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
+INSTALL = "pip install pydicom pyjpegls pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 
 
 def need_pydicom() -> None:
@@ -45,7 +46,7 @@ def read_by_pydicom(data: bytes, options: ReadOptions) -> Raster:
     """Read a DICOM file: gray levels through modality LUT and window or VOI LUT, palettes and colours as RGB."""
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # what it has to say is said here, or harmless
     file = _parse(data)
-    kind = file.get("Modality") or "unknown"
+    kind = _value(file, "Modality") or "unknown"
     if not any(name in file for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise NoImage(f"DICOM files without an image ({str(kind)[:16]})")
     try:
@@ -60,7 +61,9 @@ def read_by_pydicom(data: bytes, options: ReadOptions) -> Raster:
         raise Unreadable(f"over the limit of {largest:,} pixels, scale it down")
     frame = frame_of(count, options.frame)
     notes: tuple[str, ...] = (f"frame {frame + 1} of several",) if count > 1 else ()
-    notes += ("with writing burned into the picture",) if str(file.get("BurnedInAnnotation")).upper() == "YES" else ()
+    notes += (
+        ("with writing burned into the picture",) if str(_value(file, "BurnedInAnnotation")).upper() == "YES" else ()
+    )
     stored = _stored(file, frame if count > 1 else None)
     try:
         with np.errstate(all="ignore"):
@@ -101,13 +104,10 @@ def _parse(data: bytes) -> Dataset:
 def _stored(file: Dataset, frame: int | None) -> NDArray[Any]:
     """Return the stored values of one frame: (H, W) or (H, W, 3), YBR turned into RGB."""
     from pydicom.pixels.utils import pixel_array
-    from pydicom.uid import RLELossless
 
     syntax = file.file_meta.TransferSyntaxUID
     try:
-        # pydicom's own decoder of run lengths, since pylibjpeg's ends the process's thread when a file is damaged
-        own = "pydicom" if syntax == RLELossless else ""
-        values: NDArray[Any] = pixel_array(file, index=frame, decoding_plugin=own)
+        values: NDArray[Any] = pixel_array(file, index=frame, decoding_plugin=_decoder(syntax))
     except RuntimeError as error:
         if "missing dependencies" not in str(error):
             raise Unreadable(f"damaged ({one_line(error)[:80]})") from error
@@ -119,6 +119,20 @@ def _stored(file: Dataset, frame: int | None) -> NDArray[Any]:
     if values.ndim not in (2, 3) or 0 in values.shape:
         raise Unreadable(f"of {values.ndim} dimensions, not a picture")
     return values
+
+
+def _decoder(syntax: UID) -> str:
+    """The one decoder of a transfer syntax, chosen for what it does with damaged files: it says so.
+
+    pylibjpeg's of JPEG-LS may never come back, its of run lengths panics; GDCM's (if it is there) ends the process.
+    """
+    from pydicom import uid
+
+    if not syntax.is_encapsulated:
+        return ""
+    chosen = {uid.RLELossless: "pydicom", uid.JPEGBaseline8Bit: "pillow"}
+    chosen |= dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), "pyjpegls")
+    return chosen.get(syntax, "pylibjpeg")
 
 
 @dataclass(frozen=True)
@@ -225,9 +239,14 @@ def _coloured(
     return _between(stored.astype(np.float64), 0, 2.0**depth - 1), (f"colours of {depth} bits",)
 
 
-def _patient(file: Dataset) -> str | None:
+def _value(file: Dataset, name: str) -> Any:
+    """Return an attribute; None if it is not there or cannot be decoded, in ways that pydicom does not list."""
     try:
-        number = str(file.get("PatientID") or "").strip()
-    except Exception:  # what cannot be decoded tells nobody apart
+        return file.get(name)
+    except Exception:
         return None
+
+
+def _patient(file: Dataset) -> str | None:
+    number = str(_value(file, "PatientID") or "").strip()
     return hashlib.sha256(number.encode("utf-8", "replace")).hexdigest() if number else None
