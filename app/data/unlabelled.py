@@ -139,10 +139,7 @@ def _load_folder(
         mapped = cached_images(cache, key, squares.shape, lambda: (square.tobytes() for square in squares))
         with contextlib.suppress(AppError), atomic_write(cache / f"{key}.json") as note:
             note.write(json.dumps({"shape": squares.shape, "reading": squares.reading.as_json()}).encode())
-    images = np.empty(squares.shape, np.uint8) if mapped is None else mapped
-    if mapped is None:
-        for index, square in enumerate(squares):
-            images[index] = square
+    images = squares.array() if mapped is None else mapped
     return _unlabelled(name, path, images, sha256, size, "all", False, squares.reading)
 
 

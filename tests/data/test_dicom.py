@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from app.data import load_unlabelled
+from app.data.own import LabelSource, import_images
 from app.data.reading import NoImage, ReadOptions, Unreadable, find_images, read_raster, read_squares
 from app.errors import InputError, UsageError
 
@@ -261,6 +262,25 @@ def test_nothing_of_the_patient_is_said(tmp_path, capfd) -> None:
     for secret in ("Doe", "Jane", "SECRET", "4711", "19441224", "55667788"):
         assert secret not in said
     assert len({seen.patient for seen in squares.seen}) == 1
+
+
+def test_patients_of_an_import_stay_together_and_nameless(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        patient = number // 4
+        folder = tmp_path / "set" / "ab"[patient % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 4096, (16, 16)).astype(np.uint16)
+        write(folder / f"{number}.dcm", pixels, PatientID=f"SECRET-{patient}")
+    made = import_images(tmp_path / "set", tmp_path / "set.npz", size=28, labels=LabelSource(), split="60/20/20")
+    assert made.patients == {"train": 6, "val": 2, "test": 2}
+    with np.load(tmp_path / "set.npz") as npz:
+        patients = [set(npz[f"{split}_patients"].tolist()) for split in ("train", "val", "test")]
+        assert set.union(*patients) == {f"patient {number}" for number in range(1, 11)}
+        assert sum(map(len, patients)) == 10
+        everything = " ".join(str(npz[key].tolist()) for key in npz.files if "images" not in key)
+    for secret in ("SECRET", "Doe", "19441224", "55667788"):
+        assert secret not in everything
 
 
 def test_a_missing_library_is_one_line(tmp_path, monkeypatch) -> None:

@@ -426,6 +426,7 @@ def test_unreadable_files_have_their_reason(tmp_path, name) -> None:
         load(tmp_path)
     assert reason in f"{file} {caught.value}"
     assert file in str(refused.value)
+    assert refused.value.exit_code == 66
     assert "\n" not in str(refused.value)
 
 

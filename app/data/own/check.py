@@ -91,7 +91,7 @@ def check_images(
         InputError: none is an image, or too many cannot be read.
     """
     squares = read_squares(source, SIZE, options, progress)
-    images = np.stack(list(squares))
+    images = squares.array()
     names = [seen.name for seen in squares.seen]
     patients: list[str | None] = [seen.patient for seen in squares.seen]
     if patient_regex is not None:

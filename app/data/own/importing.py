@@ -118,7 +118,7 @@ def import_images(
         raise UsageError("--split: the splits are given; leave one of the two out")
     squares = Squares(folder, replace(found, files=[path_of[name] for name in known.names]), size, options, progress)
     known = _those_read(known, [seen.name for seen in squares.seen], options)
-    images = np.stack(list(squares))
+    images = squares.array()
     patients = known.patients or _numbered([seen.patient for seen in squares.seen])
     members = known.values == 1 if known.task == MULTI_LABEL else known.values == np.arange(len(known.classes))
     equal = equal_groups(images)

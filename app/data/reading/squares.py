@@ -141,6 +141,13 @@ class Squares:
         bits = raster.bits if raster.sure else self._bits[raster.bits]
         return 0, 2**bits - 1, f"of {bits} bits"
 
+    def array(self) -> Images:
+        """Return all of them as one array of ``shape``."""
+        images = np.empty(self.shape, np.uint8)
+        for index, square in enumerate(self):
+            images[index] = square
+        return images
+
     def items(self) -> Iterator[tuple[str, Images]]:
         """Yield the name of each image with its pixels, as ``__iter__`` does."""
         return zip((seen.name for seen in self.seen), self, strict=True)
