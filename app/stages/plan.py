@@ -205,6 +205,12 @@ def _say_what_there_is(config: Config, labelled: list[Dataset], unlabelled: Unla
         splits = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
         classes = f"{data.n_classes} {'labels' if data.train.labels.shape[1] > 1 else 'classes'}"
         progress.say(f"{data.title}: {splits} images of {size} px, {classes}; judged on")
+        fit = data.origin.description.get("fit") if data.origin else None
+        if unlabelled and unlabelled.reading and fit not in (None, config.reading.fit):
+            progress.say(
+                f"WARNING: {data.title} was imported with --fit {fit}, but {unlabelled.title} is read with "
+                f"reading.fit={config.reading.fit}; give both the same"
+            )
 
 
 def _look_for_near(unlabelled: Unlabelled, labelled: list[Dataset], counts: dict[str, dict[str, Any]]) -> None:

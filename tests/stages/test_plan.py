@@ -265,6 +265,22 @@ def test_own_images_are_looked_through_for_similar_ones(call, tmp_path, monkeypa
     assert any("WARNING" in line and "nearly the same" in line for line in said)
 
 
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+def test_two_ways_of_making_squares_in_one_study_are_said(call, tmp_path, monkeypatch, fit):
+    rng = np.random.default_rng(1)
+    for number in range(40):
+        folder = tmp_path / "set" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (30, 40), dtype=np.uint8)).save(folder / f"{number}.png")
+    assert call("data", "import", "set", "lesions.npz", "--size", "28", "--fit", "crop")[0] == 0
+    said = []
+    monkeypatch.setattr("app.progress.Progress.say", lambda _, message, **__: said.append(message))
+    own = ["--unlabelled", "set", "--labelled", "lesions.npz", "--size", "28", "--preset", "smoke", "--run-id", "r"]
+    assert call("plan", *own, "--set", f"reading.fit={fit}")[0] == 0
+    warned = [line for line in said if "lesions was imported with --fit crop, but set is read with" in line]
+    assert len(warned) == (fit == "pad")
+
+
 @pytest.mark.parametrize("command", ["plan", "run"])
 def test_strict_overlap_refuses(call, phantoms, copies, command):
     options = ["--store", "runs", "--run-id", "r", "--preset", "smoke", *SMALL, "--data-root", phantoms]

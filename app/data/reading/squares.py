@@ -115,7 +115,8 @@ class Squares:
         if len(reading.unreadable) > self._options.max_unreadable * len(found.files):
             raise InputError(
                 f"{folder}: {len(reading.unreadable)} of {len(found.files)} images cannot be read: "
-                f"{named(reading.unreadable)}; replace or remove them"
+                f"{named(reading.unreadable)}; replace or remove them, or raise --max-unreadable or "
+                "reading.max_unreadable"
             )
         if not self.seen:
             raise InputError(f"{folder}: holds no image that can be read; {reading.line()}; give another folder")
