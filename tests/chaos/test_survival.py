@@ -25,6 +25,7 @@ ROUNDS = 20 if FULL else 6
 STEPS = 450 if FULL else 300
 EPOCHS = f"pretrain.epochs={STEPS // 3}"
 LONG = (EPOCHS, "runtime.checkpoint_steps=10")
+LONGER = ("pretrain.epochs=200", "runtime.checkpoint_steps=10")  # where it must not be done before something comes
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -112,7 +113,7 @@ def test_sigterm_at_random_moments(place: Place, reference, capsys) -> None:
     expected = reference(EPOCHS)
     dice, times, resumes = random.Random(2), [], []
     for _ in range(20 if FULL else 4):
-        trigger = Trigger(place.proxy, "random", 1, dice.uniform(0, 0.3))
+        trigger = Trigger(place.proxy, "random", 1, dice.uniform(0, 0.3 if FULL else 0.2))
         process = place.pretrain(*LONG)
         assert trigger.wait(process), process.text[-2000:]
         begin = time.monotonic()
@@ -190,7 +191,7 @@ def test_the_server_is_gone_for_a_while(place: Place, reference, capsys) -> None
 
 def test_the_server_is_gone_when_the_signal_comes(place: Place) -> None:
     trigger = Trigger(place.proxy, "upload", 2, 0.0)
-    process = place.pretrain(*LONG, "runtime.grace_seconds=6")
+    process = place.pretrain(*LONGER, "runtime.grace_seconds=6")
     assert trigger.wait(process), process.text
     place.weed.stop()
     try:
@@ -202,7 +203,7 @@ def test_the_server_is_gone_when_the_signal_comes(place: Place) -> None:
     finally:
         place.weed.start()
     assert len([line for line in process.errors if line.startswith("error: SIGTERM")]) == 1
-    process = place.pretrain(*LONG)
+    process = place.pretrain(*LONGER)
     assert process.wait() == 0, process.text
 
 
@@ -255,9 +256,9 @@ def test_sixteen_copies_of_one_job(place: Place, reference, capsys, kill_the_own
 
 def test_a_copy_that_does_not_want_to_wait_ends_with_75(place: Place) -> None:
     trigger = Trigger(place.proxy, "pointer", 1, 0.0)
-    first = place.pretrain(*LONG)
+    first = place.pretrain(*LONGER)
     assert trigger.wait(first)
-    second = place.pretrain(*LONG, "runtime.claim_wait_minutes=0")
+    second = place.pretrain(*LONGER, "runtime.claim_wait_minutes=0")
     assert second.wait() == 75
     assert f"claimed by {first.pid}@" in second.errors[0]
     assert first.poll() is None
