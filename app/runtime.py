@@ -189,13 +189,15 @@ class Stopped(BaseException):
 
 
 def stop_now(number: int, _frame: FrameType | None) -> NoReturn:
-    """Handle a signal where nothing is to be saved: unwind, and at a second signal exit at once.
+    """Handle a signal where nothing is to be saved: unwind, and at a Ctrl-C after it exit at once.
+
+    Another SIGTERM says nothing new: Kubernetes sends one, and Argo one or two of its own.
 
     Raises:
         Stopped: always, with the signal's name.
     """
-    for each in SIGNALS:
-        signal.signal(each, lambda second, _: os._exit(128 + second))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, lambda second, _: os._exit(128 + second))
     raise Stopped(signal.Signals(number).name)
 
 
@@ -212,7 +214,9 @@ def end_with_the_parent(code: int) -> None:
 
 
 class StopRequest:
-    """SIGTERM or SIGINT asks the loop to stop at the next step; a second one ends the process at once.
+    """SIGTERM or SIGINT asks the loop to stop at the next step; a Ctrl-C after it ends the process at once.
+
+    Another SIGTERM says nothing new: Kubernetes sends one, and Argo one or two of its own while a checkpoint is saved.
 
     Args:
         grace: seconds from the signal after which the process ends in any case, with the exit code of a
@@ -240,7 +244,9 @@ class StopRequest:
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is not None:
-            os._exit(128 + number)
+            if number == signal.SIGINT:
+                os._exit(128 + number)
+            return
         self.at = time.monotonic()
         self.signal = signal.Signals(number).name
         if self._on_signal is not None and self.grace is not None:
@@ -264,4 +270,6 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         for number, previous in self._previous.items():
-            signal.signal(number, previous)
+            # Who was asked to stop is unwinding now, and another SIGTERM must not cut off the release of its claim.
+            leaving = self.signal is not None and number == signal.SIGTERM and previous is stop_now
+            signal.signal(number, signal.SIG_IGN if leaving else previous)

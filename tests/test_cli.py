@@ -179,7 +179,7 @@ def test_a_signal_where_nothing_is_to_be_saved_ends_with_75(call, monkeypatch, n
     assert signal.getsignal(number) is before
 
 
-def test_a_second_signal_ends_what_does_not_unwind():
+def test_a_ctrl_c_after_a_signal_ends_what_does_not_unwind():
     code = (
         "import os, signal, time\n"
         "from app.runtime import stop_now\n"
@@ -188,11 +188,13 @@ def test_a_second_signal_ends_what_does_not_unwind():
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "finally:\n"
         "    print('unwinding', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('still', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    print('not here', flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (128 + signal.SIGINT, "unwinding\n")
+    assert (done.returncode, done.stdout) == (128 + signal.SIGINT, "unwinding\nstill\n")
 
 
 def test_cuda_without_gpu_fails(call, tmp_path, phantoms):

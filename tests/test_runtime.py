@@ -113,19 +113,35 @@ def test_handlers_come_back_after_an_error():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_second_signal_ends_the_process_at_once():
+def test_a_ctrl_c_after_a_signal_ends_the_process_at_once_and_a_sigterm_does_not():
+    """Argo sends SIGTERM two or three times to a job that saves its checkpoint."""
     code = (
         "import os, signal, time\n"
         "from app.runtime import StopRequest\n"
         "with StopRequest():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print('still here', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('still here', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    print('not here', flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.stdout == "still here\n"
-    assert done.returncode == 128 + signal.SIGTERM
+    assert done.returncode == 128 + signal.SIGINT
+
+
+def test_another_sigterm_does_not_cut_off_what_unwinds():
+    code = (
+        "import os, signal, time\n"
+        "from app.runtime import StopRequest, stop_now\n"
+        "signal.signal(signal.SIGTERM, stop_now)\n"
+        "with StopRequest():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "print('released', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stdout) == (0, "released\n")
 
 
 # Progress

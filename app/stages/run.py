@@ -191,7 +191,7 @@ def _in_parallel(run: Run, waiting: dict[str, PlannedJob], workers: int) -> Ende
 
 
 class _Signals:
-    """Passes SIGTERM and SIGINT on to workers, whose jobs save a checkpoint and stop; at a second one all ends at once.
+    """Passes SIGTERM and SIGINT on to workers, whose jobs save a checkpoint and stop; another Ctrl-C ends all at once.
 
     Attributes:
         pool: the workers.
@@ -205,6 +205,8 @@ class _Signals:
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         first, self.came = self.came is None, self.came or signal.Signals(number).name
+        if not first and number == signal.SIGTERM:
+            return
         for pid in list(getattr(self.pool, "_processes", None) or {}):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM if first else signal.SIGKILL)
