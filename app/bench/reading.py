@@ -23,7 +23,7 @@ def bench_import(*, count: int, side: int, size: int, rounds: int) -> Iterator[s
     """Import made PNGs, in turns with a plain loop on one core, and yield the lines to print.
 
     Each turn is a process of its own, whose memory at most is read at its end. The import is the whole of it: reading,
-    checks for equal and similar images, splits, the compressed ``.npz``. The loop reads, resizes and stacks alone.
+    checks for equal and similar images, splits, the ``.npz``. The loop reads, resizes and stacks alone.
 
     Args:
         count: of the images.

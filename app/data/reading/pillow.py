@@ -113,7 +113,8 @@ def _raster(image: Image.Image, data: bytes) -> Raster:
 
 
 def _plain(image: Image.Image) -> Images:
-    pixels: Images = np.asarray(image.convert("L" if image.mode in GRAY else "RGB"))
+    mode = "L" if image.mode in GRAY else "RGB"
+    pixels: Images = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels
 
 
