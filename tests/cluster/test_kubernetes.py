@@ -77,7 +77,13 @@ def test_an_operator_sees_and_stops_what_a_submitter_only_starts(rendered: dict[
         cluster = Cluster(load(path.read_text()))
         operator, submitter = allowed(cluster, "byol-operator"), allowed(cluster, "byol-submitter")
         assert operator > submitter
-        assert {("get", "pods/log"), ("update", "workflows"), ("patch", "workflows"), ("get", "secrets")} <= operator
+        assert {
+            ("get", "pods/log"),
+            ("delete", "pods"),
+            ("update", "workflows"),
+            ("patch", "workflows"),
+            ("get", "secrets"),
+        } <= operator
         assert {resource for _, resource in submitter} == {"workflows", "workflowtemplates"}
         [secrets] = [r for r in cluster.by_kind["Role"]["byol-operator"]["rules"] if "secrets" in r["resources"]]
         assert secrets["resourceNames"] == ["byol-s3-credentials"]
