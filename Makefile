@@ -16,7 +16,7 @@ AUDIT_VENV := .venv-audit
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test chaos gpu-check smoke lint types check format lock secrets audit clean workflows image image-test local-run submit \
+.PHONY: help demo test study chaos gpu-check smoke lint types check format lock secrets audit clean workflows image image-test local-run submit \
         cluster cluster-test
 
 help: ## show this list
@@ -28,6 +28,13 @@ demo: $(STAMP) ## run the whole study on small default data; prints the result t
 
 test: $(STAMP) ## run the test suite, two tests at a time; ARGS="-n 0" for one
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# The study that was registered before it was run. DATA is a folder of the files that RESULTS.md describes.
+study: $(STAMP) ## run the registered study of studies/nih-28.yaml on the files in DATA, into STORE; it can be stopped and continued
+	@test -n "$(DATA)" || { echo 'study: give DATA=FOLDER with pneumoniamnist.npz, breastmnist.npz, dermamnist_reconstructed.npz and nihcxr_unlabeled_28.npz'; exit 2; }
+	$(BIN)/python -m app run --preset studies/nih-28.yaml --store $(STORE) --run-id nih-28-registered --data-root $(DATA) \
+	  --data nih_chestxray14=$(DATA)/nihcxr_unlabeled_28.npz \
+	  --data dermamnist_reconstructed=$(DATA)/dermamnist_reconstructed.npz $(ARGS)
 
 chaos: $(STAMP) ## kill, stop and cut off jobs at length; `test` has the short form
 	CHAOS=full $(BIN)/python -m pytest tests/chaos $(ARGS)

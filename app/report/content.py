@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +30,9 @@ from app.report.compare import Analysis
 from app.report.counts import class_histogram
 from app.report.curves import pretraining_curves
 from app.report.efficiency import (
-    Efficiency,
     efficiencies,
     efficiency_figure,
     efficiency_table,
-    saved_sentence,
 )
 from app.report.inventory import (
     datasets_table,
@@ -51,6 +48,7 @@ from app.report.paper import figure5_table, figure6_table, inside_of_paper, pape
 from app.report.plots import differences
 from app.report.table import Table
 from app.report.tables import delong_table, differences_table, metrics_table, results_table
+from app.report.verdict import lead
 
 SYNTHETIC = "SYNTHETIC: phantom images. The figures say nothing about medicine."
 NOT_CLINICAL = "For research. Not a medical device, not for clinical use."
@@ -188,43 +186,6 @@ def _inventory(study: Study, names: Mapping[str, str]) -> dict[str, Any]:
         "licences": _licences(study),
         "references": REFERENCES,
     }
-
-
-def lead(analysis: Analysis, found: Sequence[Efficiency] = ()) -> list[str]:
-    """The findings in a few sentences for people who read nothing else: labels saved first."""
-    study = analysis.study
-    lines = [saved_sentence(study.title(one.dataset), one, method) for one in found for method in one.methods]
-    main = list(analysis.against_baseline.values())
-    baseline = method_name(analysis.baseline) if analysis.baseline else ""
-    if not study.cells:
-        lines.append("No downstream job has finished yet, so there is nothing to compare.")
-    elif not main:
-        lines.append("There is no pair of a method and a control (random or ImageNet start) to compare yet.")
-    else:
-        count: Counter[str] = Counter(c.verdict for c in main)
-        told = {
-            "better": count["better"],
-            "worse": count["worse"],
-            "not settled": count["unsettled"],
-            "without a difference that can be told": count["none"] + count["unknown"],
-        }
-        said = ", ".join(f"{number} {words}" for words, number in told.items() if number)
-        lines.append(f"{len(main)} comparison{'s' if len(main) > 1 else ''} with the {baseline} start: {said}.")
-        settled = sorted((c for c in main if c.verdict in ("better", "worse")), key=lambda c: c.difference)
-        if settled and settled[-1].verdict == "better":
-            lines.append(f"Largest gain. {sentence(study, settled[-1])}")
-        if settled and settled[0].verdict == "worse":
-            lines.append(f"Largest loss. {sentence(study, settled[0])}")
-    lines += [
-        f"Beware. {sentence} What BYOL and BYOL+ gain there is no evidence for images that they have not seen."
-        for sentence in study.overlaps.values()
-    ]
-    if study.missing:
-        things = "1 thing is" if len(study.missing) == 1 else f"{len(study.missing)} things are"
-        lines.append(f"{things} missing: see “Missing”.")
-    if study.experiment.synthetic:
-        lines.append("These are phantom images: the figures say nothing about medicine.")
-    return lines
 
 
 def _cards(analysis: Analysis) -> list[Card]:

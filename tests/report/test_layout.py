@@ -16,8 +16,8 @@ import pytest
 from app.report import counts, plots, tables
 from app.report.collect import collect
 from app.report.compare import Analysis
-from app.report.content import lead
 from app.report.style import WIDEST, Figure
+from app.report.verdict import lead
 from app.science.statistics import Interval
 from app.stages.report import run as write_report
 from tests.report.test_report import DATASETS, ROOT, RUN, FakeRun, Page, read

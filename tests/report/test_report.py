@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,10 @@ from app.report.collect import Study, collect, parse_predictions
 from app.report.compare import Analysis, Comparison
 from app.report.content import SYNTHETIC
 from app.report.efficiency import efficiencies, efficiency_table
+from app.report.verdict import labels_verdict, model_to_take
 from app.science import metrics, statistics
 from app.science.clinical import confident_errors
+from app.science.efficiency import LabelsNeeded
 from app.science.statistics import Interval, holm
 from app.stages.report import run as write_report
 from app.storage import FolderStore, MissingObject, Store, check_key
@@ -1007,6 +1010,49 @@ def test_labels_saved_come_first_with_their_figure_and_table(curved: FakeRun) ->
     assert needed.labels == 40
     assert needed.needed > 40, "byol is better on pneumonia"
     assert found[2].needed["byol"].needed < found[2].k, "and worse on derma"
+
+
+def test_the_verdict_says_where_labels_are_saved_and_lost(analysis: Analysis) -> None:
+    def one(dataset: str, **needed: tuple[float, float]) -> Any:
+        found = {m: LabelsNeeded(40, sum(ends) / 2, *ends) for m, ends in needed.items()}
+        curve = SimpleNamespace(labels=np.array([2.0, 200.0]))
+        return SimpleNamespace(
+            dataset=dataset, protocol="few_shot_frozen", baseline="random", k=40.0, methods=tuple(found),
+            needed=found, curves={"random": curve},
+        )  # fmt: skip
+
+    open_ended = one("breastmnist", byol=(30, float("inf")))
+    [first, *rest] = labels_verdict(analysis.study, [open_ended])
+    assert first == "That pretraining saves labels is settled nowhere."
+    assert rest == [
+        "On BreastMNIST, few-shot (frozen): 40 labels with BYOL do more than 200, the most that were tried, from the "
+        "Random start (95 %: it needs 30 to more than 200; not settled)."
+    ]
+    found = [one("pneumoniamnist", byol=(50, 90), byol_plus=(41, 99)), open_ended, one("dermamnist", byol=(10, 20))]
+    assert labels_verdict(analysis.study, found)[0] == (
+        "Pretraining saves labels on PneumoniaMNIST (BYOL, BYOL+). It costs labels on dermamnist (BYOL)."
+    )
+    assert labels_verdict(analysis.study, ()) == []
+
+
+def test_the_model_to_take_is_best_on_validation_data() -> None:
+    run = small(protocols=("finetune",), seeds=(0, 1)).write()
+    for init, method, seed in run.inits():
+        record = run.downstream("pneumoniamnist", init, method, "finetune", seed)
+        record["validation"]["auroc"] = {"random": 0.8, "byol": 0.9, "byol_plus": 0.85}[method] + 0.01 * (seed == 1)
+        run.put(f"downstream/{record['key']}/record.json", record)
+    said = model_to_take(Analysis(collect(run.store, RUN), resamples=10))
+    assert said == (
+        "Take BYOL of seed 1, best on validation data (mean validation AUROC 0.905; BYOL+ 0.855, Random 0.805): "
+        f"{ROOT}/pretrain/byol-s1/encoder.safetensors"
+    )
+    for seed in (0, 1):
+        record = run.downstream("pneumoniamnist", "random", "random", "finetune", seed)
+        record["validation"]["auroc"] = 0.95
+        run.put(f"downstream/{record['key']}/record.json", record)
+    said = model_to_take(Analysis(collect(run.store, RUN), resamples=10))
+    assert said.startswith("Take no encoder of this run: the Random start does best on validation data")
+    assert model_to_take(Analysis(collect(small(methods=("byol",)).write().store, RUN), resamples=10)) == ""
 
 
 def test_the_point_of_k_is_that_of_the_protocol(curved: FakeRun) -> None:
