@@ -15,6 +15,9 @@ def start() -> None:
     # they do in a pod with a CPU limit; sleeping costs a few per cent on an idle machine. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+    # What Apple's GPUs lack is then done by the CPU, instead of ending the job; read when torch loads.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+
     from app.cli import main
 
     main()

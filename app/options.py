@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -62,9 +63,12 @@ MaxUnreadable = Annotated[
     float, typer.Option("--max-unreadable", min=0, max=100, help="Per cent of the images that may be unreadable.")
 ]
 Anonymise = Annotated[bool, typer.Option("--anonymise", help="Hash the names of files, number patients.")]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda; cuda never falls back.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps; only auto falls back.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", parser=threads, metavar="CPUS", help="CPU threads. [default: all cores]")
+]
+Tensorboard = Annotated[
+    str | None, typer.Option("--tensorboard", metavar="DIR", help="Write curves and metrics there for TensorBoard.")
 ]
 
 
@@ -82,6 +86,7 @@ class Asked:
     weights: Weights = None
     device: Device = None
     threads: Threads = None
+    tensorboard: Tensorboard = None
 
     @property
     def lines(self) -> list[str]:
@@ -113,7 +118,7 @@ class Asked:
         own_sources, own_lines = self.own()
         return load_config(
             self.preset or "recommended",
-            [*own_lines, *self.lines, *more],
+            [*own_lines, *self.lines, *more, *self._tensorboard()],
             base=None if self.preset else base,
             sources=[*own_sources, *(self.sources or [])],
             data_root=self.data_root,
@@ -121,6 +126,10 @@ class Asked:
             device=self.device,
             threads=self.threads,
         )
+
+    def _tensorboard(self) -> list[str]:
+        """Return the override of ``--tensorboard``; a path is text, whatever YAML would take it for."""
+        return [] if self.tensorboard is None else [f"runtime.tensorboard={json.dumps(self.tensorboard)}"]
 
     def pretraining_source(self) -> list[str]:
         """Return the override that pretrains on a single own source, unless ``data.pretrain`` names something."""

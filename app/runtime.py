@@ -30,15 +30,21 @@ COMPILED_STEPS = 25_000  # that pay for compiling: on an H200 it takes 50 to 70 
 
 
 def choose_device(name: str) -> str:
-    """Resolve ``auto``, ``cpu`` or ``cuda`` to a device that works.
+    """Resolve ``auto``, ``cpu``, ``cuda`` or ``mps`` to a device that works.
+
+    ``auto`` never takes Apple's ``mps``, on which nothing here has been tried.
 
     Raises:
-        UsageError: ``cuda`` without a usable GPU (it never falls back), or another word.
+        UsageError: ``cuda`` or ``mps`` without a usable GPU (they never fall back), or another word.
     """
     import torch
 
-    if name not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device {name}: unknown; choose auto, cpu or cuda")
+    if name not in ("auto", "cpu", "cuda", "mps"):
+        raise UsageError(f"--device {name}: unknown; choose auto, cpu, cuda or mps")
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise UsageError("--device mps: no Apple GPU, or a torch without it; use --device cpu")
+        return name
     with warnings.catch_warnings():  # torch's words on an old driver; the line below says it
         warnings.simplefilter("ignore")
         available = torch.cuda.is_available()

@@ -220,7 +220,7 @@ class Recipes(Section):
 class Runtime(Section):
     """How jobs run; never changes what they compute beyond rounding, so it is recorded but not compared."""
 
-    device: Literal["auto", "cpu", "cuda"]
+    device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Count | None
     processes: Count | None
     compile: Literal["auto", "always", "never"]
@@ -233,6 +233,7 @@ class Runtime(Section):
     grace_seconds: Positive
     claim_seconds: Positive
     claim_wait_minutes: NotNegative
+    tensorboard: str | None
 
 
 NOT_SCIENCE = {"preset", "reading", "runtime", "sources", "data_root", "imagenet_weights"}

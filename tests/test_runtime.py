@@ -61,6 +61,15 @@ def test_cuda_without_a_gpu_fails_and_never_falls_back(monkeypatch):
         choose_device("tpu")
 
 
+def test_mps_is_taken_where_there_is_one_and_never_by_auto(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert (choose_device("mps"), choose_device("auto")) == ("mps", "cpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="--device mps: no Apple GPU"):
+        choose_device("mps")
+
+
 def test_threads_are_set_only_when_asked_for():
     prepare("cpu", None)
     assert torch.get_num_threads() == 1

@@ -20,6 +20,7 @@ from app.jobs.claims import Claim, LostClaim, claimed
 from app.jobs.latest import last_generation
 from app.jobs.records import Record, publish, read_record
 from app.jobs.run import Run, finished
+from app.jobs.tracking import need_trackers, track
 from app.machine import enough_memory
 from app.progress import Progress
 from app.runtime import StopRequest
@@ -150,6 +151,7 @@ class Job:
                 raise
             return theirs
         drop_checkpoints(self.run.store, self.folder)
+        track(published, files, tensorboard=self.run.config.runtime.tensorboard, warn=self.progress.say)
         return published
 
     def _signed(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -213,6 +215,7 @@ def open_job(run: Run, folder: str, science: dict[str, Any], *, progress: Progre
         Interrupted: a live process works on the job, and did not finish within ``runtime.claim_wait_minutes``.
     """
     store, runtime = run.store, run.config.runtime
+    need_trackers(runtime.tensorboard)
     setting = (
         "pretrain.batch_size" if "protocol" not in science else f"protocols.{science['protocol']['name']}.batch_size"
     )

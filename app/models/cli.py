@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from app.options import Asked, StoreUri, example, one_of, takes_settings
+from app.options import (
+    Anonymise,
+    Asked,
+    Fitting,
+    Frame,
+    MaxUnreadable,
+    StoreUri,
+    example,
+    one_of,
+    takes_settings,
+)
 
 models_app = typer.Typer()
 
@@ -17,11 +27,6 @@ Model = Annotated[
 ]
 Source = Annotated[Path, typer.Argument(help="An image, a folder of images, or an .npz in MedMNIST's layout.")]
 Split = Annotated[str, typer.Option("--split", help="Which images of an .npz: train, val or test.")]
-FitWord = Annotated[str, typer.Option("--fit", help="Images that are not square: pad them, or crop their centre.")]
-Frame = Annotated[int | None, typer.Option("--frame", min=1, help="Which frame of files that hold several.")]
-Unreadable = Annotated[
-    float, typer.Option("--max-unreadable", min=0, max=1, help="Share of the images that may be unreadable.")
-]
 DATA = ("sources", "data_root", "device", "threads")
 
 
@@ -38,9 +43,10 @@ def predict(
         Path | None, typer.Option("--heatmaps", help="Folder for a picture of where each image shows its class.")
     ] = None,
     split: Split = "test",
-    fit: FitWord = "pad",
+    fit: Fitting = "",
     frame: Frame = None,
-    max_unreadable: Unreadable = 0.01,
+    max_unreadable: MaxUnreadable = 1,
+    anonymise: Anonymise = False,
     store: StoreUri = "runs",
     *,
     asked: Asked,
@@ -66,13 +72,14 @@ def predict(
     from app.progress import Progress
     from app.runtime import choose_device, prepare
 
-    options = ReadOptions(one_of("--fit", fit, Fit), frame, max_unreadable)
     if out is not None:
         writer_for(out)
     device = choose_device(asked.device or "auto")
     prepare(device, asked.threads)
     opened, folder = find_job(model, store)
     trained = load_trained(opened, folder)
+    own_fit = trained.record.config.get("reading", {}).get("fit", "pad")
+    options = ReadOptions(one_of("--fit", fit or own_fit, Fit), frame, max_unreadable / 100, anonymise)
     if source is None:
         pictures = own_test_pictures(own_data(opened, trained, asked.sources or [], asked.data_root))
     else:
@@ -104,9 +111,10 @@ def embed(
     sheet: Annotated[Path, typer.Option("--sheet", help="PNG file for the neighbours.")] = Path("neighbours.png"),
     count: Annotated[int, typer.Option("--count", min=1, help="Neighbours to show.")] = 8,
     split: Split = "train",
-    fit: FitWord = "pad",
+    fit: Fitting = "pad",
     frame: Frame = None,
-    max_unreadable: Unreadable = 0.01,
+    max_unreadable: MaxUnreadable = 1,
+    anonymise: Anonymise = False,
     store: StoreUri = "runs",
     *,
     asked: Asked,
@@ -122,7 +130,7 @@ def embed(
     from app.models.trained import encoder_size, find_job, load_encoder
     from app.runtime import choose_device, prepare
 
-    options = ReadOptions(one_of("--fit", fit, Fit), frame, max_unreadable)
+    options = ReadOptions(one_of("--fit", fit, Fit), frame, max_unreadable / 100, anonymise)
     writer_for(out)
     device = choose_device(asked.device or "auto")
     prepare(device, asked.threads)

@@ -67,7 +67,7 @@ def read_pictures(source: Path, *, size: int, split: str = "test", options: Read
         InputError: there are no images, or they are damaged or of another size.
     """
     if source.suffix.lower() == ".npz":
-        return _read_npz(source, size, split)
+        return _read_npz(source, size, split, options or ReadOptions())
     squares = read_squares(source, size, options)
     Progress("images").say(f"{source}: {squares.reading.line()}")
     named = list(squares.items())
@@ -79,7 +79,7 @@ def read_pictures(source: Path, *, size: int, split: str = "test", options: Read
     )
 
 
-def _read_npz(path: Path, size: int, split: str) -> Pictures:
+def _read_npz(path: Path, size: int, split: str, options: ReadOptions) -> Pictures:
     with open_npz(path) as npz:
         split = "" if "images" in npz.keys and f"{split}_images" not in npz.keys else split
         key = f"{split}_images" if split else "images"
@@ -88,7 +88,7 @@ def _read_npz(path: Path, size: int, split: str) -> Pictures:
     numbered = [f"{split or 'images'}/{index}" for index in range(len(images))]
     return Pictures(
         source=str(path),
-        names=origin.files[split] if origin and split in origin.files else numbered,
+        names=[options.shown(name) for name in origin.files[split]] if origin and split in origin.files else numbered,
         images=images,
         unreadable={},
         sha256=digest_of(path),

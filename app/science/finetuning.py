@@ -102,7 +102,7 @@ def task_loss(logits: Tensor, labels: Tensor, task: str) -> Tensor:
 
 def probabilities(logits: Tensor, task: str) -> NDArray[np.float64]:
     """Turn logits (N, ``n_outputs``) into scores (N, C), as ``metrics.evaluate`` reads them."""
-    logits = logits.double().cpu()
+    logits = logits.cpu().double()  # Apple's GPUs have no doubles
     if task == metrics.BINARY:
         positive = torch.sigmoid(logits)
         return torch.cat([1 - positive, positive], 1).numpy()
