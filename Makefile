@@ -23,7 +23,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'ARGS="…" is handed on, e.g. make test ARGS="-k storage"; STORE=URI is where smoke writes (default: runs).'
 
-demo: $(STAMP) ## run the whole study on small default data; prints the result table and the report's path
+demo: $(STAMP) ## run a small study on default data; prints the result table and the report's path
 	$(BIN)/python -m app run --preset demo --store $(STORE) $(ARGS)
 
 test: $(STAMP) ## run the test suite, two tests at a time; ARGS="-n 0" for one

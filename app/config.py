@@ -24,9 +24,20 @@ from app.settings import Config
 
 
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete the settings of a run that is older than some which decide no result, by the recommended ones."""
-    recommended = _load_preset("recommended")
-    return dict(settings) | {name: recommended[name] | settings.get(name, {}) for name in ("runtime", "reading")}
+    """Complete the settings of a run that is older than some: by the recommended ones where they decide no result.
+
+    Label curves are younger than runs without one.
+    """
+    recommended, protocols = _load_preset("recommended"), settings.get("protocols")
+    whole = dict(settings) | {name: recommended[name] | settings.get(name, {}) for name in ("runtime", "reading")}
+    if isinstance(protocols, Mapping):
+        few = {
+            name: {"curve": None} | recipe
+            for name, recipe in protocols.items()
+            if isinstance(recipe, dict) and "k" in recipe
+        }
+        whole["protocols"] = {**protocols, **few}
+    return whole
 
 
 def presets() -> list[str]:

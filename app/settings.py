@@ -200,12 +200,12 @@ class FewShotRecipe(Recipe):
         k: images per class.
         draws: independent choices of them.
         curve: further numbers of labels to train with, for the label curve: images per class, or shares such as
-            ``10%`` of all. None for no curve, and in plans that are older than it.
+            ``10%`` of all. None for no curve.
     """
 
     k: Count
     draws: Count
-    curve: tuple[Budget, ...] | None = None
+    curve: tuple[Budget, ...] | None
 
 
 class Recipes(Section):

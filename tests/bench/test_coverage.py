@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.bench.coverage import METHODS, WORLDS, World, bench_coverage, coverage, differences
-from app.science.statistics import image_covariance, mixed_interval, shared_covariance
+from app.bench.coverage import METHODS, WORLDS, World, bench_coverage, components, coverage, differences
+from app.science.statistics import auroc_components, image_covariance, mixed_interval, shared_covariance
 
 SMALL = World(30, 40, (1.6, 1.3))
 
@@ -43,3 +43,13 @@ def test_the_table_has_a_row_for_each_world_and_design(monkeypatch):
     assert [row.split("|")[2].strip() for row in rows] == ["3 x 1", "3 x 5", "5 x 5", "10 x 5"]
     assert all(row.count("%") == len(METHODS) for row in rows)
     assert len(WORLDS) == 5
+
+
+def test_components_of_many_scores_are_those_of_each():
+    y, scores = SMALL.study(2, 3, np.random.default_rng(0))
+    scores = np.round(scores, 1)  # with ties
+    areas, own = components(y, scores)
+    for at in np.ndindex(2, 2, 3):
+        area, each = auroc_components(y, scores[at])
+        assert areas[at] == pytest.approx(area)
+        np.testing.assert_allclose(own[at], each, atol=1e-12)
