@@ -123,6 +123,11 @@ def test_the_s3_store_alone_knows_boto3(graph: dict[str, set[str]]) -> None:
     assert {module for module, imported in graph.items() if imported & {"boto3", "botocore"}} == known
 
 
+def test_no_module_is_longer_than_400_lines() -> None:
+    lengths = {name: len(path.read_text("utf-8").splitlines()) for name, path in modules(ROOT).items()}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
 def test_no_import_cycles(graph: dict[str, set[str]]) -> None:
     inside = {module: {name for name in imported if name in graph} for module, imported in graph.items()}
     try:

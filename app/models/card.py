@@ -15,7 +15,8 @@ from app.jobs.records import DownstreamRecord
 from app.models.trained import Trained
 from app.report.names import method_name, protocol_name
 from app.science import metrics
-from app.science.statistics import Interval, bootstrap_means, delong_interval, percentile_interval, weighted_auroc
+from app.science.bootstrap import bootstrap_means
+from app.science.statistics import Interval, delong_interval, percentile_interval, weighted_auroc
 from app.science.thresholds import RULE
 
 USE = "Research software; not for clinical use."

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.report.collect import CellKey, Labels, Result, Study, mean_components
+from app.science.bootstrap import bootstrap_means
 from app.science.statistics import (
     Floats,
     Interval,
     Tested,
-    bootstrap_means,
     delong_interval,
     holm,
     image_covariance,

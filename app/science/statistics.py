@@ -5,7 +5,7 @@ Two sources of chance answer different questions:
 * *Seeds*: would another run of the same recipe give the same?  t-intervals over seeds (:func:`t_interval`,
   :func:`paired_t_difference`).
 * *Test images*: would another test set of the same size give the same?  :func:`delong_interval` for a binary AUROC,
-  :func:`bootstrap_means` for any task.
+  :func:`app.science.bootstrap.bootstrap_means` for any task.
 
 The interval that is shown first, :func:`mixed_interval`, answers both at once; :func:`holm` adjusts many of them.
 
@@ -18,9 +18,9 @@ for L > 1 independent labels (one below 0 is missing, and left out).  A score is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,6 @@ from app.science.power import half_width
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int32]
-
-_CHUNK_ELEMENTS = 2_000_000  # images x resamples held at once: keeps the bootstrap's memory near 50 MB
 
 
 @dataclass(frozen=True)
@@ -80,14 +78,6 @@ class Tested(Interval):
     def error(self) -> float:
         """Standard error of the mean."""
         return math.sqrt(self.spread + self.common)
-
-
-class WeightedMetric(Protocol):
-    """A metric of one set of predictions under many re-weightings of the test images at once."""
-
-    def __call__(self, y: NDArray[Any], score: NDArray[Any], counts: Counts, /) -> Floats:
-        """Return shape ``(B,)`` for ``counts`` of shape ``(N, B)``: how often each image was drawn."""
-        ...
 
 
 # --- over seeds ------------------------------------------------------------------------------------
@@ -219,7 +209,7 @@ def image_covariance(y: NDArray[Any], components: Floats) -> Floats:
         components: what each image adds to the error of each, shape ``(S, N)`` (:func:`auroc_components`).
     """
     covariance: Floats = np.zeros((len(components), len(components)))
-    for members in _strata(y):
+    for members in strata(y):
         if len(members) > 1:
             own = components[:, members]
             own = own - own.mean(axis=1, keepdims=True)
@@ -291,7 +281,7 @@ def delong_interval(y: NDArray[Any], score: NDArray[Any], confidence: float = 0.
     return Interval(auc, float(low), float(high), int(np.shape(y)[0]))
 
 
-# --- over test images: the bootstrap ---------------------------------------------------------------
+# --- over test images: AUROC of any task, re-weighted ----------------------------------------------
 
 
 def _one_against_rest(
@@ -349,51 +339,12 @@ def macro_auroc(y: NDArray[Any], score: NDArray[Any]) -> float:
     return float(weighted_auroc(y, score, np.ones((np.shape(y)[0], 1), dtype=np.int32))[0])
 
 
-def _strata(y: NDArray[Any]) -> list[NDArray[np.int64]]:
+def strata(y: NDArray[Any]) -> list[NDArray[np.int64]]:
     """Return the images of each class; all in one where they have several labels, whose combinations are too many."""
     labels = np.asarray(y)
     if labels.ndim == 2:
         labels = labels[:, 0] if labels.shape[1] == 1 else np.zeros(len(labels), dtype=np.int64)
     return [np.flatnonzero(labels == c) for c in np.unique(labels)]
-
-
-def _resamples(y: NDArray[Any], n: int, seed: int) -> Iterator[Counts]:
-    """Yield draws with replacement, as counts of shape ``(N, up to chunk)``, ``n`` columns in all.
-
-    Class by class, so that every resample has the class counts of the test set and its AUROC is defined;
-    images with several labels are drawn as they come, since their label combinations are too many to keep
-    fixed.
-    """
-    strata, images = _strata(y), np.shape(y)[0]
-    generator = np.random.default_rng(seed)
-    chunk = max(1, min(n, _CHUNK_ELEMENTS // max(1, images)))
-    for start in range(0, n, chunk):
-        columns = min(chunk, n - start)
-        counts = np.empty((images, columns), dtype=np.int32)
-        for members in strata:
-            picks = generator.integers(0, len(members), size=(len(members), columns))
-            flat = np.bincount((picks * columns + np.arange(columns)).ravel(), minlength=picks.size)
-            counts[members] = flat.reshape(len(members), columns)
-        yield counts
-
-
-def bootstrap_means(
-    metric: WeightedMetric,
-    y: NDArray[Any],
-    groups: Sequence[Sequence[NDArray[Any]]],
-    n: int = 2000,
-    seed: int = 0,
-) -> Floats:
-    """Mean metric of each group of predictions under the same ``n`` resamples -> shape ``(len(groups), n)``.
-
-    A group holds the scores of one method's runs (seeds, draws) on one test set.  All groups see the same
-    resamples, so two rows may be subtracted: that is the paired bootstrap.
-    """
-    chunks = [
-        np.stack([np.mean([metric(y, score, counts) for score in scores], axis=0) for scores in groups])
-        for counts in _resamples(y, n, seed)
-    ]
-    return np.asarray(np.concatenate(chunks, axis=1), dtype=np.float64)
 
 
 def percentile_interval(estimate: float, samples: Floats, images: int, confidence: float = 0.95) -> Interval:

@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from app.bench.coverage import hillis_interval
-from app.science import metrics
+from app.science import bootstrap, metrics
 from app.science import statistics as st
 
 
@@ -158,7 +158,7 @@ def test_labels_and_scores_that_do_not_fit_are_errors() -> None:
 @pytest.mark.parametrize("problem", [binary_problem, multiclass_problem])
 def test_weighted_auroc_equals_sklearn_on_the_repeated_images(problem: Any) -> None:
     y, score = problem()
-    for counts in st._resamples(y, 5, seed=1):
+    for counts in bootstrap._resamples(y, 5, seed=1):
         got = st.weighted_auroc(y, score, counts)
         for column in range(5):
             index = np.repeat(np.arange(len(y)), counts[:, column])
@@ -174,8 +174,8 @@ def test_weighted_auroc_leaves_out_a_label_lost_by_the_resample() -> None:
 
 def test_resamples_keep_the_class_counts_and_repeat_with_the_seed() -> None:
     y, _ = multiclass_problem()
-    (counts,) = st._resamples(y, 50, seed=4)
-    (again,) = st._resamples(y, 50, seed=4)
+    (counts,) = bootstrap._resamples(y, 50, seed=4)
+    (again,) = bootstrap._resamples(y, 50, seed=4)
     np.testing.assert_array_equal(counts, again)
     for c in range(5):
         assert (counts[y == c].sum(axis=0) == (y == c).sum()).all()
@@ -184,14 +184,14 @@ def test_resamples_keep_the_class_counts_and_repeat_with_the_seed() -> None:
 
 def test_chunks_cover_every_resample(monkeypatch: pytest.MonkeyPatch) -> None:
     y, score = binary_problem()
-    monkeypatch.setattr(st, "_CHUNK_ELEMENTS", 200 * 7)
-    assert st.bootstrap_means(st.weighted_auroc, y, [[score]], n=30).shape == (1, 30)
+    monkeypatch.setattr(bootstrap, "_CHUNK_ELEMENTS", 200 * 7)
+    assert bootstrap.bootstrap_means(st.weighted_auroc, y, [[score]], n=30).shape == (1, 30)
 
 
 def paired_bootstrap(y: NDArray[Any], a: list[NDArray[Any]], b: list[NDArray[Any]], n: int = 2000) -> st.Interval:
     """The difference of two methods over test images, as the report puts it together."""
     difference = np.mean([st.macro_auroc(y, s) for s in a]) - np.mean([st.macro_auroc(y, s) for s in b])
-    means = st.bootstrap_means(st.weighted_auroc, y, [a, b], n)
+    means = bootstrap.bootstrap_means(st.weighted_auroc, y, [a, b], n)
     return st.percentile_interval(difference, means[0] - means[1], len(y))
 
 
@@ -307,7 +307,7 @@ def test_covariance_of_two_models_is_the_bootstraps_on_any_task() -> None:
         (area, own), (other_area, other_own) = st.auroc_components(truth, one), st.auroc_components(truth, two)
         assert (area, other_area) == pytest.approx((st.macro_auroc(truth, one), st.macro_auroc(truth, two)))
         got = st.image_covariance(truth, np.stack([own, other_own]))
-        drawn = st.bootstrap_means(st.weighted_auroc, truth, [[one], [two]], n=4000)
+        drawn = bootstrap.bootstrap_means(st.weighted_auroc, truth, [[one], [two]], n=4000)
         np.testing.assert_allclose(got, np.cov(drawn), rtol=0.12)
         assert st.shared_covariance(got) == pytest.approx(got[0, 1])
 
