@@ -526,6 +526,8 @@ def test_row_10_an_operator_stops_and_retries_and_a_submitter_does_not(endless: 
         assert server_answer(port, f"{path}/stop", submitter, "PUT", body)[0] == 403
         assert server_answer(port, f"{path}/stop", operator, "PUT", body)[0] == 200
         assert endless.wait(300) == "Failed", endless.tree()
+        last = max((n for n in endless.nodes() if template_of(n) == "pretrain"), key=lambda n: n["startedAt"])
+        assert last["outputs"]["exitCode"] == "75", "stopped without its checkpoint"
         status = endless.status_object(s3)
         assert (status["phase"], len(status["missing"])) == ("Failed", status["planned"])
         assert server_answer(port, f"{path}/retry", submitter, "PUT", body)[0] == 403
