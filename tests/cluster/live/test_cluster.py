@@ -551,7 +551,7 @@ def test_a_pretraining_over_nodes(s3: Store, tmp_path: Path) -> None:
     run_id = f"wide-{int(time.time())}"
     settings = [word for line in TINY["set"].splitlines() for word in ("--set", line)]
     lists = ["--datasets", "breastmnist", "--methods", "byol", "--seeds", "0"]
-    words = ["plan", "--preset", "smoke", "--run-id", run_id, "--store", s3.uri, *lists, *settings]
+    words = ["plan", "--preset", "smoke", "--run-id", run_id, "--store", s3.address, *lists, *settings]
     run(sys.executable, "-m", "app", *words)
     text = (ROOT / "k8s/examples/two-nodes.yaml").read_text("utf-8")
     for old, new in (
