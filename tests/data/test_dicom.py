@@ -283,6 +283,47 @@ def test_patients_of_an_import_stay_together_and_nameless(tmp_path) -> None:
         assert secret not in everything
 
 
+def scans_of_patients(folder: Path, where, unknown: tuple[int, ...] = (), count: int = 40) -> Path:
+    """Noise, four images a patient, each in ``where(number)``; ``unknown`` ones have no PatientID."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / where(number) / f"{number}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 4096, (16, 16)).astype(np.uint16)
+        write(path, pixels, PatientID="" if number in unknown else f"SECRET-{number // 4}")
+    return folder
+
+
+@pytest.mark.parametrize("way", ["folders", "column"])
+@pytest.mark.parametrize("anonymise", [False, True])
+def test_a_patient_of_the_headers_in_two_splits_is_refused(tmp_path, way, anonymise) -> None:
+    splits = ["train", "val", "test"] * 13 + ["train"]
+    folders = way == "folders"
+    folder = scans_of_patients(tmp_path / "set", lambda n: f"{splits[n]}/{'ab'[n // 4 % 2]}" if folders else "Doe")
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label,fold\n" + "".join(f"{n}.dcm,{n // 4 % 2},{splits[n]}\n" for n in range(40)))
+    labels = LabelSource() if folders else LabelSource(table, split_column="fold")
+    with pytest.raises(InputError, match="10 patients are in two splits") as caught:
+        import_images(folder, tmp_path / "a.npz", size=28, labels=labels, options=ReadOptions(anonymise=anonymise))
+    said = str(caught.value)
+    assert ("0.dcm in train" in said) != anonymise
+    assert "SECRET" not in said
+    assert not anonymise or "Doe" not in said
+
+
+def test_an_image_without_a_patient_leaves_the_others_theirs(tmp_path) -> None:
+    folder = scans_of_patients(tmp_path / "set", lambda n: "ab"[n // 4 % 2], unknown=(0, 17))
+    made = import_images(folder, tmp_path / "a.npz", size=28, labels=LabelSource(), split="60/20/20")
+    lines = "\n".join(made.lines())
+    assert "no patients are known" not in lines
+    assert "WARNING: the patient is not known of 2 images" in lines
+    assert sum(made.patients.values()) == 10
+    with np.load(tmp_path / "a.npz") as npz:
+        patients = [npz[f"{split}_patients"].tolist() for split in ("train", "val", "test")]
+    assert sum(len(set(here)) for here in patients) == 12  # each in one split, the two unknown ones by themselves
+    assert {"unknown 1", "unknown 2"} < {name for here in patients for name in here}
+
+
 def test_a_missing_library_is_one_line(tmp_path, monkeypatch) -> None:
     write(tmp_path / "a.dcm", RAMP.astype(np.uint16))
     monkeypatch.setitem(sys.modules, "pydicom", None)

@@ -255,7 +255,7 @@ BAD = {
     "words in several columns": ("file,a,b\n00.png,1,yes\n01.png,0,no\n", {}, "column b holds no, yes", 66),
     "two rows of an image": ("file,label\n00.png,1\n00.png,0\n", {}, "rows 2 and 3 are of one image", 66),
     "a split of another name": (SOUND.replace("val", "eval"), EVAL, "holds eval; write train", 66),
-    "a patient in two splits": (SOUND.replace("p1", "p0"), BOTH, "patients are in two splits (p0 in train and val", 66),
+    "a patient in two splits": (SOUND.replace("p1", "p0"), BOTH, "(p0: 00.png in train and 03.png in val)", 66),
     "a broken pattern": (TWO, {"patient_regex": "(P"}, "no regular expression", 2),
     "a pattern that does not fit": (TWO, {"patient_regex": "Q"}, "does not fit 30", 66),
     "both ways to a patient": (SOUND, {"patient_regex": "0", "patient_column": "p", **EVAL}, "give one", 2),

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from app.data.datasets import SPLITS
 from app.data.files import Images, atomic_write
 from app.data.origin import CLASS_NAMES, DESCRIPTION, FILES, PATIENTS
 from app.data.own.duplicates import equal_groups, near_pairs
-from app.data.own.labels import MULTI_LABEL, Labels, LabelSource, find_labels
+from app.data.own.labels import MULTI_LABEL, Labels, LabelSource, check_patients, find_labels
 from app.data.own.splits import check_splits, draw_splits, parse_shares
 from app.data.reading import Counted, Reading, ReadOptions, Squares, find_images, left_out, uncounted
 from app.errors import UsageError
@@ -35,6 +35,7 @@ class Import:
         counts: images by split and class (of several labels: images that have it).
         classes: their names.
         patients: how many by split; None if none is known.
+        unknown: of how many images the patient is not known, where that of others is.
         reading: what was done with the folder's files.
         beside: images or rows that are not used, by reason.
         equal: pairs of images in different splits whose pixels are equal, by name.
@@ -47,6 +48,7 @@ class Import:
     classes: list[str]
     task: str
     patients: dict[str, int] | None
+    unknown: int
     reading: Reading
     beside: Counter[str]
     equal: list[tuple[str, str]]
@@ -68,6 +70,11 @@ class Import:
             said.append(
                 "WARNING: no patients are known, so that one may be in several splits, and results be too good; give "
                 "--patient-regex or --patient-column"
+            )
+        if self.unknown:
+            said.append(
+                f"WARNING: the patient is not known of {self.unknown} images: each counts as its own, so that "
+                "a patient may be in several splits; give --patient-regex or --patient-column"
             )
         for pairs, kind in ((self.equal, "equal"), (self.near, "nearly equal")):
             if pairs:
@@ -119,27 +126,28 @@ def import_images(
     squares = Squares(folder, replace(found, files=[path_of[name] for name in known.names]), size, options, progress)
     known = _those_read(known, [seen.name for seen in squares.seen], options)
     images = squares.array()
-    patients = known.patients or _numbered([seen.patient for seen in squares.seen])
+    patients = _numbered([seen.patient for seen in squares.seen]) if known.patients is None else [*known.patients]
+    names = [seen.name for seen in squares.seen]
+    if known.patients is None and known.splits is not None:
+        check_patients(patients, known.splits, names)
     members = known.values == 1 if known.task == MULTI_LABEL else known.values == np.arange(len(known.classes))
     equal = equal_groups(images)
     splits = known.splits
     if splits is None:
-        groups = patients if patients is not None else _groups(len(images), equal)
-        splits = draw_splits(groups, members, parse_shares(split or "70/10/20"), seed=seed)
+        splits = draw_splits(_groups(patients, equal), members, parse_shares(split or "70/10/20"), seed=seed)
     check_splits(splits, members, known.classes)
-    names = [seen.name for seen in squares.seen]
     across_equal = [
         (names[one], names[other]) for group in equal for one, other in pairwise(group) if splits[one] != splits[other]
     ]
     across_near = [(names[one], names[other]) for one, other in near_pairs(images) if splits[one] != splits[other]]
-    if options.anonymise and patients is not None:
-        patients = _numbered(patients)
+    called = _called(_numbered(patients) if options.anonymise else patients)
     result = Import(
         counts={name: members[[here == name for here in splits]].sum(axis=0).tolist() for name in SPLITS},
         images={name: splits.count(name) for name in SPLITS},
         classes=known.classes,
         task=known.task,
         patients=_patients_by_split(patients, splits),
+        unknown=0 if called is None else sum(patient is None for patient in patients),
         reading=squares.reading,
         beside=known.left_out,
         equal=across_equal,
@@ -147,7 +155,7 @@ def import_images(
         size=size,
     )
     description = _describe(result, folder, _checksum(squares.paths, [seen.sha256 for seen in squares.seen]), options)
-    _write(out, images, replace(known, names=names, patients=patients, splits=splits), description)
+    _write(out, images, replace(known, names=names, patients=called, splits=splits), description)
     return result
 
 
@@ -164,28 +172,39 @@ def _those_read(known: Labels, read: Sequence[str], options: ReadOptions) -> Lab
     )
 
 
-def _numbered(patients: Sequence[str | None]) -> list[str] | None:
-    """Call patients ``patient 1``, ``patient 2`` …, in the order of their images; None if one is not known."""
+def _numbered(patients: Sequence[str | None]) -> list[str | None]:
+    """Call patients ``patient 1``, ``patient 2`` … in the order of their images; None stays where one is not known."""
     numbers: dict[str, str] = {}
-    if any(patient is None for patient in patients):
+    return [
+        None if patient is None else numbers.setdefault(patient, f"patient {len(numbers) + 1}") for patient in patients
+    ]
+
+
+def _called(patients: Sequence[str | None]) -> list[str] | None:
+    """Call those who are not known ``unknown 1``, ``unknown 2`` …, one for each image; None if nobody is known."""
+    if all(patient is None for patient in patients):
         return None
-    return [numbers.setdefault(str(patient), f"patient {len(numbers) + 1}") for patient in patients]
+    unknown = count(1)
+    return [f"unknown {next(unknown)}" if patient is None else patient for patient in patients]
 
 
-def _groups(count: int, equal: list[list[int]]) -> list[str]:
-    """Name the group that each image is split with: its own, or that of the images equal to it."""
-    groups = [str(place) for place in range(count)]
+def _groups(patients: Sequence[str | None], equal: list[list[int]]) -> list[str]:
+    """Name the group that each image is split with: its patient's.
+
+    Where that is not known, it goes with the images equal to it, else by itself.
+    """
+    groups = [str(place) if patient is None else patient for place, patient in enumerate(patients)]
     for places in equal:
-        for place in places:
-            groups[place] = str(places[0])
+        unknown = [place for place in places if patients[place] is None]
+        together = next((groups[place] for place in places if patients[place] is not None), groups[places[0]])
+        for place in unknown:
+            groups[place] = together
     return groups
 
 
-def _patients_by_split(patients: list[str] | None, splits: list[str]) -> dict[str, int] | None:
-    if patients is None:
-        return None
-    pairs = set(zip(patients, splits, strict=True))
-    return {name: sum(split == name for _, split in pairs) for name in SPLITS}
+def _patients_by_split(patients: Sequence[str | None], splits: list[str]) -> dict[str, int] | None:
+    pairs = {(patient, split) for patient, split in zip(patients, splits, strict=True) if patient is not None}
+    return {name: sum(split == name for _, split in pairs) for name in SPLITS} if pairs else None
 
 
 def _checksum(paths: Sequence[str], digests: Sequence[str]) -> str:
@@ -205,6 +224,7 @@ def _describe(result: Import, folder: Path, checksum: str, options: ReadOptions)
         "fit": options.fit,
         "reading": result.reading.as_json(),
         "patients": result.patients,
+        "patients_unknown": result.unknown,
         "equal_across_splits": result.equal,
         "near_across_splits": result.near,
     }

@@ -93,7 +93,7 @@ def find_labels(folder: Path, names: Sequence[str], source: LabelSource) -> Labe
             raise UsageError("--patient-regex, --patient-column: give one of the two")
         patients = find_patients(labels.names, source.patient_regex)
     if patients is not None and labels.splits is not None:
-        _check_patients(patients, labels.splits)
+        check_patients(patients, labels.splits, labels.names, told=True)
     return Labels(**{**vars(labels), "patients": patients})
 
 
@@ -242,12 +242,30 @@ def find_patients(names: Sequence[str], pattern: str) -> list[str]:
     return [match[1] if compiled.groups else match[0] for match in found if match is not None]
 
 
-def _check_patients(patients: list[str], splits: list[str]) -> None:
-    """Check that no patient is in two splits, which would let a model recognise patients instead of diseases."""
-    seen: dict[str, set[str]] = {}
-    for patient, split in zip(patients, splits, strict=True):
-        seen.setdefault(patient, set()).add(split)
-    if both := [f"{patient} in {' and '.join(sorted(where))}" for patient, where in seen.items() if len(where) > 1]:
+def check_patients(
+    patients: Sequence[str | None], splits: Sequence[str], names: Sequence[str], *, told: bool = False
+) -> None:
+    """Check that no patient is in two splits, which would let a model recognise patients instead of diseases.
+
+    Args:
+        patients: of each image; None where it is not known.
+        splits: of each image.
+        names: of each image, as it may be told: a patient in two splits is told by an image in each.
+        told: what ``patients`` says may be told, too.
+
+    Raises:
+        InputError: one is.
+    """
+    seen: dict[str, dict[str, str]] = {}
+    for patient, split, name in zip(patients, splits, names, strict=True):
+        if patient is not None:
+            seen.setdefault(patient, {}).setdefault(split, name)
+    both = [
+        (f"{patient}: " if told else "") + " and ".join(f"{name} in {split}" for split, name in where.items())
+        for patient, where in seen.items()
+        if len(where) > 1
+    ]
+    if both:
         raise InputError(f"{len(both)} patients are in two splits ({_some(both)}); put each into one")
 
 
