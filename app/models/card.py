@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,15 @@ HUB_NAMES = {"auroc": "roc_auc"}
 LICENCES = {"CC BY 4.0": "cc-by-4.0", "CC BY-NC 4.0": "cc-by-nc-4.0"}
 
 
-def model_card(trained: Trained, data: Dataset, scores: NDArray[np.float64], *, opset: int, off: float) -> str:
+def model_card(
+    trained: Trained,
+    data: Dataset,
+    scores: NDArray[np.float64],
+    *,
+    opset: int,
+    off: float,
+    pretraining: Mapping[str, str] | None = None,
+) -> str:
     """Return the card as Markdown with a YAML header.
 
     Args:
@@ -33,6 +42,7 @@ def model_card(trained: Trained, data: Dataset, scores: NDArray[np.float64], *, 
         scores: its recorded probabilities of the test images, (N, C).
         opset: of the ONNX graph.
         off: by how much onnxruntime's probabilities differ from the recorded ones at most.
+        pretraining: what the file of the pretrained encoder says of itself; None if there is none.
     """
     record = trained.record
     area = auroc_interval(data, scores, record.task)
@@ -47,7 +57,7 @@ def model_card(trained: Trained, data: Dataset, scores: NDArray[np.float64], *, 
             f"**{USE}**" + (" **Trained on SYNTHETIC images: its figures say nothing of medicine.**" * data.synthetic),
             "",
             *_model(trained, data, opset, off),
-            *_training(record, data),
+            *_training(record, data, pretraining or {}),
             *_judged(record.task, data, own, area),
             *_thresholds(trained, data, scores),
             *_limits(record, data),
@@ -145,13 +155,18 @@ def _model(trained: Trained, data: Dataset, opset: int, off: float) -> list[str]
     ]
 
 
-def _training(record: DownstreamRecord, data: Dataset) -> list[str]:
+def _training(record: DownstreamRecord, data: Dataset, pretraining: Mapping[str, str]) -> list[str]:
     recipe = record.config.get("protocols", {}).get(record.protocol, {})
-    pretrained = record.config.get("data", {}).get("pretrain")
+    images = pretraining.get("pretraining_data", record.config.get("data", {}).get("pretrain"))
+    licence = pretraining.get("licence", "not stated")
     start = {
         "random": "random weights",
         "imagenet": "ImageNet weights",
-    }.get(record.init, f"an encoder pretrained by {method_name(record.method)} on unlabelled images ({pretrained})")
+    }.get(
+        record.init,
+        f"an encoder pretrained by {method_name(record.method)} on unlabelled images: {images}; licence: {licence}",
+    )
+    non_commercial = "NC" in data.licence or "NC" in licence
     if record.init.startswith("ckpt-"):
         start = f"the weights of a file whose SHA-256 begins with {record.init.removeprefix('ckpt-')}"
     counts = ", ".join(f"{name} {len(split)}" for name, split in data.splits.items())
@@ -161,8 +176,8 @@ def _training(record: DownstreamRecord, data: Dataset) -> list[str]:
         f"- Data: {data.title} ({data.modality}), {data.size} px, {counts} images; licence: {data.licence}; "
         f"SHA-256 `{data.sha256}`.",
         *([f"- Imported: {data.origin.say()}."] if data.origin else []),
-        *(["- NC: the limit to non-commercial use is inherited from the images."] if "NC" in data.licence else []),
         f"- Start: {start}.",
+        *(["- NC: the limit to non-commercial use is inherited from the images."] if non_commercial else []),
         f"- Protocol: {protocol_name(record.protocol)}: "
         + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in recipe.items())
         + f"; the best epoch by validation AUROC was {record.best_epoch}.",

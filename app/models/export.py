@@ -23,7 +23,7 @@ from app.jobs.checkpoint import dump_weights
 from app.models.card import model_card
 from app.models.plain import Deployed, plain_state
 from app.models.predict import check_scores, recorded_scores
-from app.models.trained import Trained
+from app.models.trained import Trained, load_encoder
 from app.science import metrics
 from app.storage import Store
 
@@ -65,12 +65,23 @@ def export(store: Store, folder: str, trained: Trained, data: Dataset, out: Path
         WEIGHTS: dump_weights(state, metadata),
         PREPROCESSING: _json(preprocessing(trained, channels)),
         CONFIG: _json(configuration(trained, channels)),
-        CARD: model_card(trained, data, recorded, opset=OPSET, off=off).encode(),
+        CARD: model_card(
+            trained, data, recorded, opset=OPSET, off=off, pretraining=about_pretraining(store, trained)
+        ).encode(),
     }
     for name, content in contents.items():
         with atomic_write(out / name) as file:
             file.write(content)
     return off
+
+
+def about_pretraining(store: Store, trained: Trained) -> dict[str, str] | None:
+    """Return what the file of the encoder that a model began with says of itself; None if this run has no such one."""
+    record = trained.record
+    folder = keys.pretraining(record.run_id, record.init)
+    if keys.Pretraining.parse(record.init) is None or not store.exists(keys.record(folder)):
+        return None
+    return load_encoder(store, folder)[1]
 
 
 def need_onnx() -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import recall_score
 
 from app.models import export as exporting
-from app.models.card import at_threshold, auroc_interval
+from app.models.card import at_threshold, auroc_interval, model_card
 from app.models.export import run_onnx
 from app.models.inputs import read_pictures
 from app.models.plain import plain_resnet, plain_state
@@ -167,3 +167,15 @@ def test_sensitivity_and_specificity_are_recalls():
     known = labels >= 0
     expected = [recall_score(labels[known], scores[known] > 0.5, pos_label=value) for value in (1, 0)]
     assert at_threshold(labels, scores, 0.5) == pytest.approx(expected)
+
+
+def test_the_card_names_the_images_of_the_pretraining_and_their_licence(made):
+    """Made up: what an encoder's file says of itself."""
+    trained = load_trained(made.store, made.job("binary_gray"))
+    trained = replace(trained, record=trained.record.model_copy(update={"init": "byol-s0", "method": "byol"}))
+    data, scores = own_data(made.store, trained), recorded_scores(made.store, made.job("binary_gray"), trained)
+    about = {"pretraining_data": "ChestMNIST, 112120 images", "licence": "CC BY-NC 4.0"}
+    text = model_card(trained, data, scores, opset=18, off=0.0, pretraining=about)
+    assert "pretrained by BYOL on unlabelled images: ChestMNIST, 112120 images; licence: CC BY-NC 4.0." in text
+    assert "the limit to non-commercial use is inherited" in text
+    assert exporting.about_pretraining(made.store, trained) is None  # there is no such encoder here
