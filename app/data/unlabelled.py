@@ -13,7 +13,7 @@ import numpy as np
 from app.data.catalog import licence_of, modality_of, title_of
 from app.data.datasets import SPLITS, image_shape, read_images
 from app.data.files import MMAP_ABOVE, Images, atomic_write, cached_images, digest_of, open_cache, open_npz
-from app.data.reading import Counted, Reading, ReadOptions, Squares, find_images, uncounted
+from app.data.reading import Counted, Reading, ReadOptions, Squares, find_images, reason_of, uncounted
 from app.data.subsets import uniform_subset
 from app.errors import AppError, InputError, StorageError, UsageError
 from app.machine import as_text
@@ -123,13 +123,16 @@ def _load_npz(name: str, path: Path, size: int, split: str, cache: Path | None, 
 def _load_folder(
     name: str, path: Path, size: int, cache: Path | None, options: ReadOptions, progress: Counted
 ) -> Unlabelled:
-    found = find_images(path)
+    found = find_images(path, anonymise=options.anonymise)
     digest = hashlib.sha256(f"{RULES} {options.fit} {options.frame}\n".encode())
     for file in found.files:
-        digest.update(_digest(file).encode() + b"  " + os.fsencode(file.relative_to(path).as_posix()) + b"\n")
+        digest.update(
+            _digest(file, path, options).encode() + b"  " + os.fsencode(file.relative_to(path).as_posix()) + b"\n"
+        )
     sha256 = digest.hexdigest()
     key = f"{sha256}-{size}"
-    if cache is not None and (kept := _kept(cache, key)) is not None:
+    note = f"{key}-anonymised.json" if options.anonymise else f"{key}.json"
+    if cache is not None and (kept := _kept(cache, key, note)) is not None:
         images, reading = kept
         reading.left_out = found.left_out
         return _unlabelled(name, path, images, sha256, size, "all", False, reading)
@@ -137,25 +140,26 @@ def _load_folder(
     mapped = None
     if cache is not None and not squares.refused:
         mapped = cached_images(cache, key, squares.shape, lambda: (square.tobytes() for square in squares))
-        with contextlib.suppress(AppError), atomic_write(cache / f"{key}.json") as note:
-            note.write(json.dumps({"shape": squares.shape, "reading": squares.reading.as_json()}).encode())
+        with contextlib.suppress(AppError), atomic_write(cache / note) as file_of_note:
+            file_of_note.write(json.dumps({"shape": squares.shape, "reading": squares.reading.as_json()}).encode())
     images = squares.array() if mapped is None else mapped
     return _unlabelled(name, path, images, sha256, size, "all", False, squares.reading)
 
 
-def _digest(file: Path) -> str:
+def _digest(file: Path, folder: Path, options: ReadOptions) -> str:
     try:
         return digest_of(file)
-    except StorageError:  # it passes, and says nothing of the image
-        raise
+    except StorageError as error:  # it passes, and says nothing of the image
+        name = options.shown(file.relative_to(folder).as_posix())
+        raise StorageError(f"{folder / name}: {reason_of(error, file)}") from error
     except AppError:
         return "unreadable"  # it will be counted and named as such
 
 
-def _kept(cache: Path, key: str) -> tuple[Images, Reading] | None:
+def _kept(cache: Path, key: str, note: str) -> tuple[Images, Reading] | None:
     """Return the images of a folder as they were read before; None if they are to be read."""
     try:
-        value = json.loads((cache / f"{key}.json").read_bytes())
+        value = json.loads((cache / note).read_bytes())
         reading, shape = Reading.of_json(value["reading"]), tuple(value["shape"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

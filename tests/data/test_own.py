@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.main import get_command
 
-from app.data import load_dataset
+from app.data import load_dataset, load_unlabelled
 from app.data.own import LabelSource, check_images, import_images
 from app.data.own.check import contact_sheet
 from app.data.own.duplicates import near_pairs, near_test_images
@@ -17,6 +19,7 @@ from app.data.own.labels import find_labels, in_order
 from app.data.own.splits import draw_splits, parse_shares
 from app.data.own.tables import read_table
 from app.data.reading import ReadOptions
+from app.data_cli import data_app
 from app.errors import AppError, InputError, UsageError
 
 RNG = np.random.default_rng(5)
@@ -141,13 +144,9 @@ class TestClassFolders:
     def test_anonymised(self, lesions, tmp_path) -> None:
         (lesions / "mel/Doe_P99_5.png").write_bytes(b"")
         (lesions / "nevus").rename(lesions / "other")
-        result, data = made(
-            lesions,
-            tmp_path / "a.npz",
-            labels={"patient_regex": r"P\d+"},
-            options=ReadOptions(max_unreadable=0.1, anonymise=True),
-        )
-        names = {HIDDEN.shown(path.relative_to(lesions).as_posix()) for path in lesions.rglob("*.png")}
+        hidden = ReadOptions(max_unreadable=0.1, anonymise=True)
+        result, data = made(lesions, tmp_path / "a.npz", labels={"patient_regex": r"P\d+"}, options=hidden)
+        names = {hidden.shown(path.relative_to(lesions).as_posix()) for path in lesions.rglob("*.png")}
         written = {file for split in data.splits.values() for file in split.files}
         assert len(written) == 60
         assert written < names
@@ -323,9 +322,14 @@ class TestFolders:
         with pytest.raises(InputError, match="all images are of one class, a"):
             made(tmp_path / "set", tmp_path / "a.npz")
 
-    def test_columns_without_a_table(self, lesions, tmp_path) -> None:
-        with pytest.raises(UsageError, match="--patient-column: is a column of a table"):
-            made(lesions, tmp_path / "a.npz", labels={"patient_column": "p"})
+    @pytest.mark.parametrize("option", ["patient_column", "split_column", "file_column", "label_columns"])
+    def test_columns_without_a_table(self, lesions, tmp_path, option) -> None:
+        """The message names an option that there is."""
+        words = f"--{option.replace('_', '-')}"
+        with pytest.raises(UsageError, match=f"{words}: is a column of a table"):
+            made(lesions, tmp_path / "a.npz", labels={option: "p"})
+        shown = get_command(data_app).get_command(None, "import")
+        assert words in {name for parameter in shown.params for name in parameter.opts}
 
     def test_another_ending(self, lesions, tmp_path) -> None:
         with pytest.raises(UsageError, match=r"has to end in \.npz"):
@@ -360,9 +364,10 @@ class TestCheck:
         assert "equal images: 1: P1_3.png = P9_copy.png" in lines
         with Image.open(tmp_path / "sheet.png") as sheet:
             assert sheet.size == (16 * 65, 2 * 65)
-        hidden = check_images(folder, patient_regex=r"P\d+", options=ReadOptions(max_unreadable=1, anonymise=True))
+        options = ReadOptions(max_unreadable=1, anonymise=True)
+        hidden = check_images(folder, patient_regex=r"P\d+", options=options)
         assert "P9" not in "\n".join(hidden.lines()) + json.dumps(hidden.as_json())
-        assert hidden.equal == [[HIDDEN.shown("P1_3.png"), HIDDEN.shown("P9_copy.png")]]
+        assert hidden.equal == [[options.shown("P1_3.png"), options.shown("P9_copy.png")]]
 
     def test_a_sheet_of_twelve_bits_looks_like_one_of_eight(self, tmp_path) -> None:
         for number in range(20):
@@ -379,6 +384,80 @@ class TestCheck:
     def test_a_sheet_of_colours(self) -> None:
         sheet = contact_sheet(RNG.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8))
         assert sheet.startswith(b"\x89PNG")
+
+
+SECRET = "roe"
+HEADS = {
+    "a loose image": ("", {}, "lie in no class's folder"),
+    "a loose image of a split": ("train/", {}, "of a split lie in no class's folder"),
+    "a pattern that does not fit": ("a/", {"patient_regex": "^P"}, "does not fit"),
+    "a patient in two splits": ("train/a/", {"patient_regex": "roe|P"}, "in two splits"),
+    "no column of files": ("a/", {"table": "file,label\nx,1\n"}, "no column names the images"),
+    "no such files": ("a/", {"table": "file,label\nx,1\n", "file_column": "file"}, "names none of the images"),
+    "a name of several": ("a/", {"table": "file,label\nroe_1,1\n"}, "names several images"),
+    "two rows": ("a/", {"table": "file,label\na/roe_1.png,1\na/roe_1.png,0\n"}, "are of one image"),
+    "an empty label": ("a/", {"table": "file,label\na/roe_1.png,\nb/roe_1.png,1\n"}, "is empty for"),
+    "an empty patient": (
+        "a/", {"table": "file,label,p\na/roe_1.png,0,\nb/roe_1.png,1,3\n", "patient_column": "p"}, "is empty for",
+    ),
+}  # fmt: skip
+
+
+class TestAnonymised:
+    """A name that only the user knows is nowhere in what is said, kept or raised."""
+
+    @pytest.mark.parametrize("name", HEADS)
+    def test_errors_name_nobody(self, tmp_path, name) -> None:
+        top, options, says = HEADS[name]
+        options, two = dict(options), "val/b/" if top.startswith("train") else "b/"
+        for folder in (top, two):
+            save(tmp_path / f"set/{folder}roe_1.png", picture(1))
+        if "table" in options:
+            head, *rows = options["table"].split()
+            options["table"] = write(tmp_path / "a.csv", head, rows)
+        with pytest.raises(AppError, match=says) as caught:
+            import_images(tmp_path / "set", tmp_path / "a.npz", size=28, labels=LabelSource(**options), options=HIDDEN)
+        assert SECRET not in str(caught.value).replace("roe|P", "")
+
+    def test_check_names_nobody(self, tmp_path) -> None:
+        save(tmp_path / "roe/roe.png", picture(1))
+        with pytest.raises(InputError, match="does not fit 1 images") as caught:
+            check_images(tmp_path, patient_regex="^P", options=HIDDEN)
+        assert SECRET not in str(caught.value)
+
+    def test_what_the_file_system_and_other_files_say(self, tmp_path, monkeypatch) -> None:
+        for name in ("roe/a.png", "roe/b.png"):
+            save(tmp_path / name, picture(len(name)))
+        (tmp_path / "roe/scan.john_roe").write_bytes(b"x")
+        plain = Path.read_bytes
+
+        def refused(path: Path) -> bytes:
+            if path.name == "b.png":
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return plain(path)
+
+        monkeypatch.setattr(Path, "read_bytes", refused)
+        options = ReadOptions(max_unreadable=1, anonymise=True)
+        found = check_images(tmp_path, options=options)
+        said = "\n".join(found.lines()) + json.dumps(found.as_json())
+        assert SECRET not in said
+        assert "no permission while reading" in found.reading.unreadable[options.shown("roe/b.png")]
+        assert "1 of kind unknown" in said
+        assert "1 of kind .john_roe" in check_images(tmp_path, options=ReadOptions(max_unreadable=1)).lines()[0]
+
+    @pytest.mark.parametrize("first", [False, True])
+    def test_what_is_kept_of_a_folder_is_told_as_it_was_asked_for(self, tmp_path, first) -> None:
+        for name in ("a.png", "b.png"):
+            save(tmp_path / "scans" / name, picture(len(name)))
+        (tmp_path / "scans/roe.png").write_bytes(b"")
+        for anonymise in (first, not first, first):
+            options = ReadOptions(max_unreadable=1, anonymise=anonymise)
+            data = load_unlabelled("scans", path=tmp_path / "scans", size=28, cache=tmp_path / "cache", options=options)
+            assert (SECRET in json.dumps(data.reading.as_json())) != anonymise
+
+    def test_a_name_cannot_be_guessed(self) -> None:
+        assert len({ReadOptions(anonymise=True).shown("a/roe.png") for _ in range(3)}) == 3
+        assert HIDDEN.shown("a/roe.png") == HIDDEN.shown("a/roe.png")
 
 
 class TestNearlyEqual:

@@ -95,7 +95,7 @@ def check_images(
     names = [seen.name for seen in squares.seen]
     patients: list[str | None] = [seen.patient for seen in squares.seen]
     if patient_regex is not None:
-        patients = [*find_patients(squares.paths, patient_regex)]
+        patients = [*find_patients(squares.paths, patient_regex, show=options.shown if options else str)]
     if sheet is not None:
         with atomic_write(sheet) as file:
             file.write(contact_sheet(images))

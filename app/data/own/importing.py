@@ -118,9 +118,9 @@ def import_images(
     options = options or ReadOptions()
     if out.suffix != ".npz":
         raise UsageError(f"{out}: has to end in .npz")
-    found = find_images(folder)
+    found = find_images(folder, anonymise=options.anonymise)
     path_of = {file.relative_to(folder).as_posix(): file for file in found.files}
-    known = find_labels(folder, list(path_of), labels)
+    known = find_labels(folder, list(path_of), labels, options)
     if known.splits is not None and split is not None:
         raise UsageError("--split: the splits are given; leave one of the two out")
     squares = Squares(folder, replace(found, files=[path_of[name] for name in known.names]), size, options, progress)

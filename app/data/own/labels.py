@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from app.data.catalog import TASKS
 from app.data.own.tables import Table, read_table
+from app.data.reading import ReadOptions
 from app.errors import InputError, UsageError
 
 BINARY, MULTI_CLASS, MULTI_LABEL, _ = TASKS
@@ -21,6 +22,8 @@ SPLIT_WORDS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 NAMED = 5  # files, rows or values that a message names
+
+Show = Callable[[str], str]  # from a file's name to what may be told of it
 
 
 @dataclass(frozen=True)
@@ -67,49 +70,54 @@ class Labels:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def find_labels(folder: Path, names: Sequence[str], source: LabelSource) -> Labels:
+def find_labels(folder: Path, names: Sequence[str], source: LabelSource, options: ReadOptions | None = None) -> Labels:
     """Find out what is known of the images of a folder.
 
     Args:
         folder: for messages.
         names: the images' files, relative to it, with slashes.
         source: where it is written.
+        options: whether files and patients may be named.
 
     Raises:
         UsageError: columns or patterns that do not fit.
         InputError: labels, patients or splits that are missing, double or contradict each other.
     """
+    options = options or ReadOptions()
+    show = options.shown
     if source.table is None:
         for option in ("label_columns", "file_column", "patient_column", "split_column"):
             if getattr(source, option):
-                words = option.rstrip("s").replace("_", "-")
-                raise UsageError(f"--{words}: is a column of a table; give the table by --labels")
-        labels = _of_folders(folder, names)
+                raise UsageError(f"--{option.replace('_', '-')}: is a column of a table; give the table by --labels")
+        labels = _of_folders(folder, names, show)
     else:
-        labels = _of_table(read_table(source.table), names, source)
+        labels = _of_table(read_table(source.table), names, source, show)
     patients = labels.patients
     if source.patient_regex is not None:
         if source.patient_column is not None:
             raise UsageError("--patient-regex, --patient-column: give one of the two")
-        patients = find_patients(labels.names, source.patient_regex)
+        patients = find_patients(labels.names, source.patient_regex, show=show)
     if patients is not None and labels.splits is not None:
-        check_patients(patients, labels.splits, labels.names, told=True)
+        check_patients(patients, labels.splits, [show(name) for name in labels.names], told=not options.anonymise)
     return Labels(**{**vars(labels), "patients": patients})
 
 
-def _of_folders(folder: Path, names: Sequence[str]) -> Labels:
+def _of_folders(folder: Path, names: Sequence[str], show: Show) -> Labels:
     """Take the folders next to the top as classes; below ``train``, ``val`` and ``test``, those next to them."""
     parts = [PurePosixPath(name).parts for name in names]
     if loose := [name for name, path in zip(names, parts, strict=True) if len(path) < 2]:
         raise InputError(
-            f"{folder}: {len(loose)} images lie in no class's folder ({_some(loose)}); put each into the folder of its "
-            "class, or give a table by --labels"
+            f"{folder}: {len(loose)} images lie in no class's folder ({_some(loose, show)}); put each into the folder "
+            "of its class, or give a table by --labels"
         )
     tops = sorted({path[0] for path in parts})
     splits = None
     if len(tops) > 1 and all(top.lower() in SPLIT_WORDS for top in tops):
         if loose := [name for name, path in zip(names, parts, strict=True) if len(path) < 3]:
-            raise InputError(f"{folder}: {len(loose)} images of a split lie in no class's folder ({_some(loose)})")
+            raise InputError(
+                f"{folder}: {len(loose)} images of a split lie in no class's folder ({_some(loose, show)}); put each "
+                "into the folder of its class"
+            )
         splits = [SPLIT_WORDS[path[0].lower()] for path in parts]
         words = [path[1] for path in parts]
     else:
@@ -120,9 +128,9 @@ def _of_folders(folder: Path, names: Sequence[str]) -> Labels:
     return Labels(list(names), classes, _numbers(words, classes), _task(classes), None, splits)
 
 
-def _of_table(table: Table, names: Sequence[str], source: LabelSource) -> Labels:
-    file_column = source.file_column or _file_column(table, names)
-    rows = _match(table, file_column, names)
+def _of_table(table: Table, names: Sequence[str], source: LabelSource, show: Show) -> Labels:
+    file_column = source.file_column or _file_column(table, names, show)
+    rows = _match(table, file_column, names, show)
     patients = table.column(source.patient_column, "--patient-column") if source.patient_column else None
     splits = table.column(source.split_column, "--split-column") if source.split_column else None
     taken = {file_column, source.patient_column, source.split_column}
@@ -134,7 +142,8 @@ def _of_table(table: Table, names: Sequence[str], source: LabelSource) -> Labels
     cells = [table.column(name, "--label-columns") for name in columns]
     order = [name for name in names if name in rows]
     chosen = [[column[rows[name]] for name in order] for column in cells]
-    classes, values, task = _read_labels(table, columns, chosen, order)
+    shown = [show(name) for name in order]
+    classes, values, task = _read_labels(table, columns, chosen, shown)
     left_out: Counter[str] = Counter()
     left_out["images without a row in the table"] = len(names) - len(order)
     left_out["rows without an image"] = len(table) - len(order)
@@ -143,8 +152,8 @@ def _of_table(table: Table, names: Sequence[str], source: LabelSource) -> Labels
         classes,
         values,
         task,
-        None if patients is None else _filled([patients[rows[name]] for name in order], order, "--patient-column"),
-        None if splits is None else _split_words(table, [splits[rows[name]] for name in order], order),
+        None if patients is None else _filled([patients[rows[name]] for name in order], shown, "--patient-column"),
+        None if splits is None else _split_words(table, [splits[rows[name]] for name in order], shown),
         +left_out,
     )
 
@@ -171,20 +180,20 @@ def _read_labels(
     return columns, values, MULTI_LABEL
 
 
-def _file_column(table: Table, names: Sequence[str]) -> str:
+def _file_column(table: Table, names: Sequence[str], show: Show) -> str:
     """The column that names the most images, by path, name or stem."""
     keys = {key for name in names for key in _keys(name)}
     hits = {column: sum(cell in keys for cell in cells) for column, cells in table.columns.items()}
     best = max(hits, key=lambda column: hits[column])
     if hits[best] == 0:
         raise InputError(
-            f"{table.path}: no column names the images ({_some(list(names))}); write their names, or paths below the "
+            f"{table.path}: no column names the images ({_some(names, show)}); write their names, or paths below the "
             "folder, into one, or say which it is by --file-column"
         )
     return best
 
 
-def _match(table: Table, file_column: str, names: Sequence[str]) -> dict[str, int]:
+def _match(table: Table, file_column: str, names: Sequence[str], show: Show) -> dict[str, int]:
     """Return the row of each image that has one."""
     of_key: dict[str, list[str]] = {}
     for name in names:
@@ -194,15 +203,17 @@ def _match(table: Table, file_column: str, names: Sequence[str]) -> dict[str, in
     for number, cell in enumerate(table.column(file_column, "--file-column")):
         images = of_key.get(cell, [])
         if len(images) > 1:
-            raise InputError(f"{table.path}: {cell} is the name of several images ({_some(images)}); write their paths")
+            raise InputError(
+                f"{table.path}: row {number + 2} names several images ({_some(images, show)}); write their paths"
+            )
         for name in images:
             if name in rows:
                 raise InputError(
-                    f"{table.path}: rows {rows[name] + 2} and {number + 2} are of one image, {name}; keep one"
+                    f"{table.path}: rows {rows[name] + 2} and {number + 2} are of one image, {show(name)}; keep one"
                 )
             rows[name] = number
     if not rows:
-        raise InputError(f"{table.path}: column {file_column} names none of the images ({_some(list(names))})")
+        raise InputError(f"{table.path}: column {file_column} names none of the images ({_some(names, show)})")
     return rows
 
 
@@ -225,7 +236,7 @@ def _split_words(table: Table, cells: list[str], names: list[str]) -> list[str]:
     return [SPLIT_WORDS[cell.lower()] for cell in cells]
 
 
-def find_patients(names: Sequence[str], pattern: str) -> list[str]:
+def find_patients(names: Sequence[str], pattern: str, *, show: Show = str) -> list[str]:
     """Find the patient in each image's path: the pattern's first group, else all that it matches.
 
     Raises:
@@ -238,7 +249,7 @@ def find_patients(names: Sequence[str], pattern: str) -> list[str]:
         raise UsageError(f"--patient-regex {pattern}: no regular expression ({error})") from error
     found = [compiled.search(name) for name in names]
     if missing := [name for name, match in zip(names, found, strict=True) if match is None]:
-        raise InputError(f"--patient-regex {pattern}: does not fit {len(missing)} images ({_some(missing)})")
+        raise InputError(f"--patient-regex {pattern}: does not fit {len(missing)} images ({_some(missing, show)})")
     return [match[1] if compiled.groups else match[0] for match in found if match is not None]
 
 
@@ -286,6 +297,6 @@ def in_order(words: Iterable[str]) -> list[str]:
     return sorted(words)
 
 
-def _some(values: Sequence[str]) -> str:
+def _some(values: Sequence[str], show: Show = str) -> str:
     more = len(values) - NAMED
-    return ", ".join(values[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(show, values[:NAMED])) + (f" and {more} more" if more > 0 else "")

@@ -3,7 +3,7 @@
 from app.data.reading.raster import Fit, NoImage, Raster, ReadOptions, Seen, Unreadable
 from app.data.reading.readers import READERS, Reader, read_raster
 from app.data.reading.search import Found, find_images, left_out
-from app.data.reading.squares import Counted, Squares, instruments, read_squares, uncounted
+from app.data.reading.squares import Counted, Squares, instruments, read_squares, reason_of, uncounted
 from app.data.reading.summary import Reading
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "left_out",
     "read_raster",
     "read_squares",
+    "reason_of",
     "uncounted",
 ]

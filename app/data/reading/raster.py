@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -30,18 +31,20 @@ class ReadOptions:
         frame: which frame of files that hold several, counted from 1; None refuses them.
         max_unreadable: share of the images that may be unreadable, 0 to 1.
         anonymise: hash the names of files wherever they are kept or said.
+        key: of these hashes. It is drawn anew and kept nowhere, since who can guess a name could else try it out.
     """
 
     fit: Fit = "pad"
     frame: int | None = None
     max_unreadable: float = 0.01
     anonymise: bool = False
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False, compare=False)
 
     def shown(self, name: str) -> str:
-        """Return a file's name as it may be told: itself, or 16 hex digits of its SHA-256."""
+        """Return a file's name as it may be told: itself, or 16 hex digits of its keyed hash."""
         if not self.anonymise:
             return name
-        return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), key=self.key, digest_size=8).hexdigest()
 
 
 # Ranges of levels that fill no number of bits, from the narrowest on.

@@ -20,11 +20,15 @@ INDEX = "dicomdir"  # the list of what a DICOM medium holds
 
 @dataclass
 class Found:
-    """The image files of a folder and what lies beside them."""
+    """The image files of a folder and what lies beside them.
+
+    ``anonymise``: kinds that are not read are not named, since what follows a point may be part of a person's name.
+    """
 
     files: list[Path] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    anonymise: bool = False
 
     def leave_out(self, reason: str, path: Path) -> None:
         """Count a file, or a folder, that is not read."""
@@ -32,14 +36,14 @@ class Found:
         self.examples.setdefault(reason, str(path))
 
 
-def find_images(folder: Path) -> Found:
+def find_images(folder: Path, *, anonymise: bool = False) -> Found:
     """Search a folder and its subfolders, linked ones too, for image files, in the order of their names' bytes.
 
     Raises:
         InputError: there are none, or next to all files are of kinds that are not read.
         UsageError: the folder cannot be read.
     """
-    found, seen = Found(), set[tuple[int, int]]()
+    found, seen = Found(anonymise=anonymise), set[tuple[int, int]]()
     _search(folder, folder, found, seen)
     found.files.sort(key=lambda file: os.fsencode(file.relative_to(folder)))
     others = sum(count for reason, count in found.left_out.items() if reason.startswith("of kind"))
@@ -102,7 +106,8 @@ def _search(root: Path, folder: Path, found: Found, seen: set[tuple[int, int]]) 
         elif reader_of(path) is not None:
             found.files.append(path)
         elif suffix not in COMPANIONS:
-            found.leave_out(f"of kind {suffix}" if suffix else "of kind unknown, without a suffix", path)
+            kind = suffix if suffix and not found.anonymise else "unknown" if suffix else "unknown, without a suffix"
+            found.leave_out(f"of kind {kind}", path)
 
 
 def left_out(counts: Counter[str]) -> str:

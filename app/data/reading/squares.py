@@ -98,7 +98,10 @@ class Squares:
                 reading.no_image[str(square)] += 1
                 continue
             if isinstance(square, Exception):
-                reading.unreadable[self._name(file, folder)] = str(square)
+                name, reason = self._name(file, folder), reason_of(square, file)
+                if isinstance(square, StorageError):  # it passes, and says nothing of the image
+                    raise StorageError(f"{folder / name}: {reason}")
+                reading.unreadable[name] = reason
                 self.refused |= isinstance(square, AppError)
                 continue
             pixels, raster, seen = square
@@ -186,7 +189,9 @@ def read_squares(source: Path, size: int, options: ReadOptions | None = None, pr
         UsageError: no permission.
     """
     if source.is_dir():
-        return Squares(source, find_images(source), size, options, progress)
+        return Squares(
+            source, find_images(source, anonymise=options is not None and options.anonymise), size, options, progress
+        )
     return Squares(source.parent, Found(files=[one_image(source)]), size, options, progress)
 
 
@@ -226,6 +231,11 @@ def _kind(file: Path) -> str:
     return suffix if reader is None or suffix in reader.suffixes else reader.suffixes[0]
 
 
+def reason_of(error: Exception, file: Path) -> str:
+    """Return what an error says of a file without the path that it may begin with."""
+    return str(error).removeprefix(str(AppError(f"{file}: ")))
+
+
 Read = tuple[Square, Raster, Seen]
 
 
@@ -241,8 +251,6 @@ def _in_threads(files: Sequence[Path], size: int, options: ReadOptions) -> Itera
 def _square_of(file: Path, size: int, options: ReadOptions) -> Read | Unreadable | AppError:
     try:
         raster = read_raster(file, options)
-    except StorageError:  # it passes, and says nothing of the image
-        raise
     except (Unreadable, AppError) as error:
         return error
     height, width = raster.pixels.shape[:2]
