@@ -327,8 +327,17 @@ def test_an_image_without_a_patient_leaves_the_others_theirs(tmp_path) -> None:
 def test_a_missing_library_is_one_line(tmp_path, monkeypatch) -> None:
     write(tmp_path / "a.dcm", RAMP.astype(np.uint16))
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(UsageError, match="DICOM files need pydicom, which is not installed; pip install pydicom"):
+    with pytest.raises(UsageError, match=r"DICOM files: pydicom is not installed; .*\[dicom\]'"):
         load_unlabelled("scans", path=tmp_path)
+
+
+def test_a_missing_decoder_says_what_to_install(tmp_path, monkeypatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise RuntimeError("Unable to decompress: all plugins are missing dependencies")
+
+    monkeypatch.setattr("pydicom.pixels.utils.pixel_array", missing)
+    with pytest.raises(Unreadable, match=r"its decoder is not installed; .*\[dicom\]'"):
+        read(OWN / "MR_small_jp2klossless.dcm")
 
 
 def test_a_folder_of_reports_alone(tmp_path) -> None:

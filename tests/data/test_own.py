@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,37 @@ class TestTables:
     def test_numbers_are_in_the_order_of_numbers(self) -> None:
         assert in_order({"10", "9", "1"}) == ["1", "9", "10"]
         assert in_order({"b", "10", "a"}) == ["10", "a", "b"]
+
+    def test_numbers_as_pandas_writes_them_where_some_are_missing(self, scans, tmp_path) -> None:
+        """As CheXpert's table: 1.0, 0.0 and nothing."""
+        cells = [f"{n % 2}.0,{('', 'NaN', 'NA', '0.0', '1.00')[n % 5]}" for n in range(30)]
+        rows = [f"{n:02d},{cell}" for n, cell in enumerate(cells)]
+        table = write(tmp_path / "labels.csv", "id,edema,mass", rows)
+        _, data = made(scans, tmp_path / "a.npz", labels={"table": table}, split="50/25/25")
+        assert data.task == "multi-label, binary-class"
+        for split in data.splits.values():
+            for file, values in zip(split.files, split.labels, strict=True):
+                number = int(file[:2])
+                assert values.tolist() == [number % 2, (-1, -1, -1, 0, 1)[number % 5]]
+
+    @pytest.mark.parametrize("word", ["None", "NA", "null"])
+    def test_a_class_may_be_called_none(self, scans, tmp_path, word) -> None:
+        rows = [f"{n:02d}.png,{(word, 'mild')[n % 2]},1.0" for n in range(30)]
+        table = write(tmp_path / "a.csv", "file,grade,p", rows)
+        _, data = made(scans, tmp_path / "a.npz", labels={"table": table, "label_columns": ("grade",)})
+        assert set(data.class_names) == {word, "mild"}
+
+    def test_a_patient_may_not(self, scans, tmp_path) -> None:
+        rows = [f"{n:02d}.png,{n % 2},{'NA' if n < 3 else n}" for n in range(30)]
+        columns = {"table": write(tmp_path / "a.csv", "file,grade,p", rows), "patient_column": "p"}
+        with pytest.raises(InputError, match="--patient-column: is empty for 3 images"):
+            made(scans, tmp_path / "a.npz", labels=columns)
+
+    def test_without_arrow_a_parquet_table_says_what_to_install(self, tmp_path, monkeypatch) -> None:
+        (tmp_path / "a.parquet").write_bytes(b"PAR1")
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+        with pytest.raises(UsageError, match=r"a\.parquet: pyarrow is not installed; .*\[parquet\]'"):
+            read_table(tmp_path / "a.parquet")
 
     def test_cells_as_text(self, tmp_path) -> None:
         table = read_table(write(tmp_path / "a.csv", "\ufeffa,b", ['"x, y",NaN', "1,2.5"]))

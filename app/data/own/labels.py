@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.data.catalog import TASKS
-from app.data.own.tables import Table, read_table
+from app.data.own.tables import Table, read_table, without_words
 from app.data.reading import ReadOptions
 from app.errors import InputError, UsageError
 
@@ -152,7 +152,9 @@ def _of_table(table: Table, names: Sequence[str], source: LabelSource, show: Sho
         classes,
         values,
         task,
-        None if patients is None else _filled([patients[rows[name]] for name in order], shown, "--patient-column"),
+        None
+        if patients is None
+        else _filled(without_words(patients[rows[name]] for name in order), shown, "--patient-column"),
         None if splits is None else _split_words(table, [splits[rows[name]] for name in order], shown),
         +left_out,
     )
@@ -170,6 +172,7 @@ def _read_labels(
                 f"{table.path}: column {columns[0]} holds {classes[0]} alone; there have to be two classes"
             )
         return classes, _numbers(words, classes), _task(classes)
+    cells = [without_words(column) for column in cells]
     for name, column in zip(columns, cells, strict=True):
         if wrong := sorted(set(column) - {"0", "1", ""}):
             raise InputError(

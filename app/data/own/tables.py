@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from app.data.files import file_error, one_line
-from app.errors import InputError, UsageError
+from app.errors import InputError, UsageError, missing_extra
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
+WORDS_FOR_NOTHING = ("na", "n/a", "null", "none")
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def _parquet(path: Path, data: bytes) -> dict[str, list[Any]]:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise UsageError(f"{path}: Parquet needs pyarrow, which is not installed; pip install pyarrow") from error
+        raise missing_extra(str(path), "pyarrow", "parquet") from error
     try:
         columns: dict[str, list[Any]] = parquet.read_table(io.BytesIO(data)).to_pydict()
     except Exception as error:  # Arrow's errors share no ancestor but this
@@ -90,12 +93,19 @@ def _parquet(path: Path, data: bytes) -> dict[str, list[Any]]:
 
 
 def _text(cell: Any) -> str:
-    """A cell as text: nothing for None and NaN, whole numbers without a point."""
+    """A cell as text: nothing for None and NaN, whole numbers without a point.
+
+    Pandas writes a column of whole numbers as 1.0 and 0.0 as soon as one is missing.
+    """
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
     if isinstance(cell, bool):
         return str(int(cell))
-    if isinstance(cell, float) and cell.is_integer():
-        return str(int(cell))
     text = str(cell).strip()
-    return "" if text.lower() in ("nan", "na", "n/a", "null", "none") else text
+    whole = re.fullmatch(r"(-?\d+)\.0+", text)
+    return whole[1] if whole else "" if text.lower() == "nan" else text
+
+
+def without_words(cells: Iterable[str]) -> list[str]:
+    """Take words such as "NA" and "none" for nothing: only where they cannot be the name of a class."""
+    return ["" if cell.lower() in WORDS_FOR_NOTHING else cell for cell in cells]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from app.data.files import one_line
 from app.data.reading.raster import NoImage, Raster, ReadOptions, Unreadable, frame_of
-from app.errors import UsageError
+from app.errors import missing_extra
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 GRAY = ("MONOCHROME1", "MONOCHROME2")
 OUTER = (0.5, 99.5)  # per cent of the levels, between which an image without a window is shown
 OWN_RANGE = "scaled by their own range"
-INSTALL = "pip install pydicom pyjpegls pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
+EXTRA = "dicom"  # of this package, which brings the libraries
 
 
 def need_pydicom() -> None:
@@ -39,7 +39,7 @@ def need_pydicom() -> None:
     try:
         import pydicom  # noqa: F401
     except ImportError as error:
-        raise UsageError(f"DICOM files need pydicom, which is not installed; {INSTALL}") from error
+        raise missing_extra("DICOM files", "pydicom", EXTRA) from error
 
 
 def read_by_pydicom(data: bytes, options: ReadOptions) -> Raster:
@@ -111,7 +111,7 @@ def _stored(file: Dataset, frame: int | None) -> NDArray[Any]:
     except RuntimeError as error:
         if "missing dependencies" not in str(error):
             raise Unreadable(f"damaged ({one_line(error)[:80]})") from error
-        raise Unreadable(f"compressed as {syntax.name}, for which a plugin is missing; {INSTALL}") from error
+        raise Unreadable(str(missing_extra(f"compressed as {syntax.name}", "its decoder", EXTRA))) from error
     except MemoryError:
         raise
     except Exception as error:  # of the decoders: about pixels, not about persons
