@@ -216,8 +216,9 @@ def leading(world: int, device: str, follow: Callable[..., None], *args: Any) ->
             for process in followers:
                 process.join(max(0.0, deadline - time.monotonic()))
             if codes := [process.exitcode for process in followers if process.exitcode]:
-                raise error_of(codes[0])(
-                    f"pretrain: one of {world} processes has ended ({codes[0]}); its own lines say why"
+                code = first_cause(codes)
+                raise error_of(code)(
+                    f"pretrain: one of {world} processes has ended ({code}); its own lines say why"
                 ) from error
             raise
         except BaseException:
@@ -228,6 +229,15 @@ def leading(world: int, device: str, follow: Callable[..., None], *args: Any) ->
         finally:
             for process in followers:
                 process.kill()
+
+
+def first_cause(codes: list[int]) -> int:
+    """Return, of the exit codes of processes that failed together, that of the one which failed by itself.
+
+    The others die of torch's RuntimeError, with 1, since they miss it: a documented code comes before a signal's
+    (below 0), and both before every other.
+    """
+    return min(codes, key=lambda code: (error_of(code).exit_code != code, code > 0))
 
 
 def rendezvous(world: int, rank: int, port: int) -> TCPStore:

@@ -229,6 +229,30 @@ def test_a_rank_that_dies_ends_the_job_with_its_code(words_of_followers, error):
     assert words_of_followers.read_text() == "error: rank 1: no such thing\n"
 
 
+def last_dies(ranks: Ranks, error: AppError | None) -> None:
+    if ranks.rank < ranks.world - 1:
+        ranks.gather(torch.zeros(1))
+    elif error is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    else:
+        raise error
+
+
+def lead_three_whose_last_dies(error: AppError | None) -> None:
+    with leading(3, "cpu", last_dies, error) as ranks:
+        ranks.spawn()
+        ranks.gather(torch.zeros(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("error", "code"), [(InputError("no such thing"), 66), (None, -9)], ids=["66", "killed"])
+def test_of_several_ranks_that_end_the_one_that_failed_by_itself_is_named(error, code):
+    """Rank 2 fails; rank 1 dies of its absence, with 1, and has the lower number."""
+    with pytest.raises(AppError, match=rf"one of 3 processes has ended \({code}\)") as ended:
+        lead_three_whose_last_dies(error)
+    assert type(ended.value) is type(error or AppError(""))
+
+
 def follow_without_memory(ranks: Ranks, *args: Any) -> None:
     """Be the follower of a pretraining whose first step finds no memory."""
 
