@@ -36,6 +36,16 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def patient_numbers(self) -> NDArray[np.int64] | None:
+        """Whose each image is, by numbers from 0 that name nobody, (N,); None if unknown, or each is another's."""
+        numbers: dict[str, int] = {}
+        for patient in self.patients:
+            numbers.setdefault(patient, len(numbers))
+        if len(numbers) == len(self.patients):
+            return None
+        return np.array([numbers[patient] for patient in self.patients], dtype=np.int64)
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

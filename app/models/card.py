@@ -66,12 +66,15 @@ def model_card(
 
 
 def auroc_interval(data: Dataset, scores: NDArray[np.float64], task: str) -> Interval:
-    """AUROC over the test images with its 95 % interval: DeLong's if binary, else the bootstrap's over images."""
-    labels = data.test.labels
+    """AUROC over the test images with its 95 % interval: DeLong's if binary, else the bootstrap's.
+
+    Where patients are known and have several images, they are what is drawn.
+    """
+    labels, patients = data.test.labels, data.test.patient_numbers
     if task == metrics.BINARY:
-        return delong_interval(labels, scores)
-    estimate = metrics.auroc(labels, scores, task)
-    return percentile_interval(estimate, bootstrap_means(weighted_auroc, labels, [[scores]])[0], len(labels))
+        return delong_interval(labels, scores, patients=patients)
+    drawn = bootstrap_means(weighted_auroc, labels, [[scores]], patients=patients)[0]
+    return percentile_interval(metrics.auroc(labels, scores, task), drawn, len(labels))
 
 
 def at_threshold(labels: NDArray[np.int64], scores: NDArray[np.float64], threshold: float) -> tuple[float, float]:

@@ -56,10 +56,12 @@ def _cells(analysis: Analysis) -> Iterator[tuple[CellKey, list[Judged]]]:
             yield key, jobs
 
 
-def _mean_rate(found: Sequence[tuple[float, NDArray[np.float64]]], truth: Labels) -> Interval:
+def _mean_rate(
+    found: Sequence[tuple[float, NDArray[np.float64]]], truth: Labels, patients: NDArray[np.int64] | None
+) -> Interval:
     """Mean of a rate over seeds with its interval over seeds and test images; of one seed over images."""
     own = np.stack([components for _, components in found])
-    covariance = image_covariance(truth, own)
+    covariance = image_covariance(truth, own, patients)
     values = [value for value, _ in found]
     if len(values) == 1:
         half = 1.96 * math.sqrt(covariance[0, 0])
@@ -84,7 +86,8 @@ def operating_table(analysis: Analysis) -> Table:
             found = [
                 rates(j.truth, j.test[:, 1], threshold_for(j.val_truth, j.validation[:, 1], **asked)) for j in jobs
             ]
-            sensitivity, specificity = (_mean_rate([f[i] for f in found], jobs[0].truth) for i in (0, 1))
+            of_whom = jobs[0].truth, analysis.patients(dataset)
+            sensitivity, specificity = (_mean_rate([f[i] for f in found], *of_whom) for i in (0, 1))
             first, second = (sensitivity, specificity) if "specificity" in asked else (specificity, sensitivity)
             cells += [Cell(_between(first)), Cell(_between(second), "paper")]
         head = f"{analysis.study.title(dataset)} · {protocol_name(protocol)}"

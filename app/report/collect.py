@@ -87,7 +87,8 @@ class Study:
 
     ``cells`` maps (dataset, protocol, method) to the finished jobs ordered by seed; ``planned`` maps it to
     the seeds that the plan names (so a cell may be planned and empty).  ``test_labels`` and ``val_labels`` have shape
-    (N, L) for each dataset; plans older than the latter have none.
+    (N, L) for each dataset; plans older than the latter have none.  ``test_patients`` tells whose each test image is,
+    (N,), where patients are known and have several.
     """
 
     experiment: Experiment
@@ -98,6 +99,7 @@ class Study:
     val_labels: Mapping[str, Labels]
     samples: Mapping[str, bytes]
     missing: tuple[Missing, ...]
+    test_patients: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -179,8 +181,8 @@ def collect(store: Store, run_id: str) -> Study:
     root = keys.run(run_id)
     experiment = find_experiment(store, run_id)
     missing: list[Missing] = []
-    labels = _labels(store, experiment, keys.test_labels, missing)
-    val_labels = _labels(store, experiment, keys.val_labels, None)
+    labels, patients = _labels(store, experiment, keys.test_labels, missing)
+    val_labels, _ = _labels(store, experiment, keys.val_labels, None)
     cells = _downstream(store, root, experiment, labels, val_labels, missing)
     return Study(
         experiment=experiment,
@@ -191,6 +193,7 @@ def collect(store: Store, run_id: str) -> Study:
         val_labels=val_labels,
         samples=_samples(store, experiment),
         missing=tuple(missing),
+        test_patients=patients,
     )
 
 
@@ -288,9 +291,10 @@ def _planned_cells(plan: Plan) -> dict[CellKey, tuple[int, ...]]:
 
 def _labels(
     store: Store, experiment: Experiment, place: Callable[[str, str], str], missing: list[Missing] | None
-) -> dict[str, Labels]:
-    """Read the labels of a split; what is not there is named in ``missing``, unless that is None."""
+) -> tuple[dict[str, Labels], dict[str, NDArray[np.int64]]]:
+    """Read labels and patients of a split; what is not there is named in ``missing``, unless that is None."""
     labels: dict[str, Labels] = {}
+    patients: dict[str, NDArray[np.int64]] = {}
     folder = f"{keys.run(experiment.run_id)}/{keys.DOWNSTREAM}"
     jobs = [planned.key for planned in experiment.plan.downstream]
     jobs += keys.finished(folder, store.list(folder))
@@ -301,9 +305,15 @@ def _labels(
         key = place(experiment.run_id, name)
         what = key.removeprefix(f"{keys.run(experiment.run_id)}/")
         try:
-            values = np.asarray(json.loads(store.read(key))["labels"], dtype=np.int64)
+            known = json.loads(store.read(key))
+            values = np.asarray(known["labels"], dtype=np.int64)
             if values.ndim not in (1, 2):
                 raise ValueError(f"of shape {values.shape}")
+            if "patients" in known:
+                whose = np.asarray(known["patients"], dtype=np.int64)
+                if whose.shape != values.shape[:1]:
+                    raise ValueError(f"{whose.shape} patients")
+                patients[name] = whose
             labels[name] = values[:, None] if values.ndim == 1 else values
         except MissingObject:
             reason = "not there; no interval over test images, no ROC curve"
@@ -311,7 +321,7 @@ def _labels(
             reason = f"damaged ({type(error).__name__})"
         if name not in labels and missing is not None:
             missing.append(Missing("data", what, reason))
-    return labels
+    return labels, patients
 
 
 def _samples(store: Store, experiment: Experiment) -> dict[str, bytes]:

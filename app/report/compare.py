@@ -102,7 +102,11 @@ class Analysis:
         y = self.study.test_labels.get(result.record.dataset)
         if y is None or result.chosen is None or result.record.task != "binary-class":
             return None
-        return delong_interval(y, result.chosen)
+        return delong_interval(y, result.chosen, patients=self.patients(result.record.dataset))
+
+    def patients(self, dataset: str) -> NDArray[np.int64] | None:
+        """Whose each test image is, (N,); None where that is not known, or no patient has several."""
+        return self.study.test_patients.get(dataset)
 
     def confusion(self, key: CellKey) -> NDArray[np.float64] | None:
         """Confusion matrix (rows = truth), mean count over the finished seeds; None where there is none."""
@@ -160,7 +164,9 @@ class Analysis:
         key = tuple(r.record.key for r in results)
         if key not in self._distributions:
             scores = [s for r in results for s in r.draws]
-            self._distributions[key] = bootstrap_means(weighted_auroc, y, [scores], self.resamples)[0]
+            patients = self.patients(results[0].record.dataset)
+            found = bootstrap_means(weighted_auroc, y, [scores], self.resamples, patients=patients)
+            self._distributions[key] = found[0]
         return self._distributions[key]
 
 
@@ -189,7 +195,8 @@ def compare_cells(
     if y is None or not mine or not same_images or any(not r.draws for r in (*mine, *others)):
         return Comparison(*key, baseline, seeds, None)
     (areas, own), (their_areas, their_own) = us.by_seed(y, mine), them.by_seed(y, others)
-    joint = mixed_interval(areas - their_areas, shared_covariance(image_covariance(y, own - their_own)))
+    covariance = image_covariance(y, own - their_own, us.patients(key[0]))
+    joint = mixed_interval(areas - their_areas, shared_covariance(covariance))
     images = percentile_interval(joint.mean, us.distribution(y, mine) - them.distribution(y, others), len(y))
     return Comparison(*key, baseline, seeds, images, joint)
 

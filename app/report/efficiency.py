@@ -36,6 +36,7 @@ class Efficiency:
     k: float
     curves: Mapping[str, Curve]
     y: Labels
+    patients: NDArray[np.int64] | None = None
 
     @property
     def seeds(self) -> int:
@@ -53,7 +54,10 @@ class Efficiency:
         control = self.curves[self.baseline]
         return {
             (method, i): difference(
-                (curve.areas[i], curve.components[i]), (control.areas[i], control.components[i]), self.y
+                (curve.areas[i], curve.components[i]),
+                (control.areas[i], control.components[i]),
+                self.y,
+                self.patients,
             )
             for method, curve in self.curves.items()
             if method != self.baseline
@@ -69,7 +73,7 @@ class Efficiency:
     def needed(self) -> Mapping[str, LabelsNeeded]:
         """For each method, the labels that the baseline needs for what it reaches with ``k``."""
         control = self.curves[self.baseline]
-        return {method: labels_needed(self.curves[method], control, self.k, self.y) for method in self.methods}
+        return {m: labels_needed(self.curves[m], control, self.k, self.y, self.patients) for m in self.methods}
 
 
 def efficiencies(analysis: Analysis) -> tuple[Efficiency, ...]:
@@ -113,7 +117,7 @@ def _efficiency(
         )
         for m, by_seed in points.items()
     }
-    return Efficiency(dataset, protocol, baseline, budgets, labels[own], curves, y)
+    return Efficiency(dataset, protocol, baseline, budgets, labels[own], curves, y, analysis.patients(dataset))
 
 
 def _own(result: Result) -> str:
@@ -241,7 +245,7 @@ def efficiency_figure(
 def _curve(axes: Axes, curve: Curve, one: Efficiency, colour_and_marker: tuple[str, str]) -> None:
     colour, marker = colour_and_marker
     if one.seeds >= FEWEST:
-        ends = [curve.mean(one.y, i) for i in range(len(curve.labels))]
+        ends = [curve.mean(one.y, i, one.patients) for i in range(len(curve.labels))]
         low, high = (
             [max(0.0, min(1.0, e)) for e in side] for side in zip(*((i.low, i.high) for i in ends), strict=True)
         )

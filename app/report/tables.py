@@ -6,7 +6,7 @@ import csv
 import io
 import math
 
-from app.report.collect import CellKey
+from app.report.collect import CellKey, Study
 from app.report.compare import Analysis
 from app.report.names import (
     MARKS,
@@ -148,8 +148,19 @@ def differences_table(analysis: Analysis) -> Table:
             f"Better or worse: all together excludes zero, and p is below 0.05 after Holm's correction for {tested} "
             "comparisons. Not settled: it does before the correction alone, or there is one seed and the interval over "
             "test images does. Not told apart: zero is inside.",
+            _patients_note(study),
         ),
     )
+
+
+def _patients_note(study: Study) -> str:
+    """Whose images count as one in intervals over test images."""
+    alone = "Test images count as independent of each other: of several of one patient an interval would be too narrow"
+    if not study.test_patients:
+        return f"{alone}."
+    known = ", ".join(study.title(name) for name in study.test_patients)
+    rest = f" Elsewhere: {alone[0].lower()}{alone[1:]}." if len(study.test_patients) < len(study.test_labels) else ""
+    return f"On {known} another test set has other patients, and images of one count together (Obuchowski 1997).{rest}"
 
 
 def delong_table(analysis: Analysis) -> Table:

@@ -1,4 +1,4 @@
-"""The bootstrap over test images: a metric under many re-weightings of them, the same for all methods."""
+"""The bootstrap over test images, or patients: a metric under many re-weightings, the same for all methods."""
 
 from __future__ import annotations
 
@@ -21,24 +21,35 @@ class WeightedMetric(Protocol):
         ...
 
 
-def _resamples(y: NDArray[Any], n: int, seed: int) -> Iterator[Counts]:
+def _drawn(y: NDArray[Any], patients: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return the patients, numbered from 0, that are drawn among each other: those of one class, by their rarest."""
+    classes = strata(y)
+    rarest = np.empty(patients.max() + 1, dtype=np.int64)
+    for c in sorted(range(len(classes)), key=lambda c: -len(classes[c])):
+        rarest[patients[classes[c]]] = c
+    return [members for c in range(len(classes)) if len(members := np.flatnonzero(rarest == c))]
+
+
+def _resamples(y: NDArray[Any], n: int, seed: int, patients: NDArray[Any] | None = None) -> Iterator[Counts]:
     """Yield draws with replacement, as counts of shape ``(N, up to chunk)``, ``n`` columns in all.
 
     Class by class, so that every resample has the class counts of the test set and its AUROC is defined;
     images with several labels are drawn as they come, since their label combinations are too many to keep
-    fixed.
+    fixed.  Patients are drawn with all their images, within the rarest class that they have one of.
     """
-    classes, images = strata(y), np.shape(y)[0]
+    images = np.shape(y)[0]
+    place = np.arange(images) if patients is None else np.unique(patients, return_inverse=True)[1]
+    together, units = _drawn(y, place), int(place.max()) + 1
     generator = np.random.default_rng(seed)
     chunk = max(1, min(n, _CHUNK_ELEMENTS // max(1, images)))
     for start in range(0, n, chunk):
         columns = min(chunk, n - start)
-        counts = np.empty((images, columns), dtype=np.int32)
-        for members in classes:
+        counts = np.empty((units, columns), dtype=np.int32)
+        for members in together:
             picks = generator.integers(0, len(members), size=(len(members), columns))
             flat = np.bincount((picks * columns + np.arange(columns)).ravel(), minlength=picks.size)
             counts[members] = flat.reshape(len(members), columns)
-        yield counts
+        yield counts if patients is None else counts[place]
 
 
 def bootstrap_means(
@@ -47,14 +58,15 @@ def bootstrap_means(
     groups: Sequence[Sequence[NDArray[Any]]],
     n: int = 2000,
     seed: int = 0,
+    patients: NDArray[Any] | None = None,
 ) -> Floats:
     """Mean metric of each group of predictions under the same ``n`` resamples -> shape ``(len(groups), n)``.
 
     A group holds the scores of one method's runs (seeds, draws) on one test set.  All groups see the same
-    resamples, so two rows may be subtracted: that is the paired bootstrap.
+    resamples, so two rows may be subtracted: that is the paired bootstrap.  ``patients`` tells whose each image is.
     """
     chunks = [
         np.stack([np.mean([metric(y, score, counts) for score in scores], axis=0) for scores in groups])
-        for counts in _resamples(y, n, seed)
+        for counts in _resamples(y, n, seed, patients)
     ]
     return np.asarray(np.concatenate(chunks, axis=1), dtype=np.float64)

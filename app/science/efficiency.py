@@ -38,9 +38,10 @@ class Curve:
             (1 - share) * self.components[low] + share * self.components[high],
         )
 
-    def mean(self, y: NDArray[Any], index: int) -> Tested:
-        """Mean AUROC at a point with its interval over seeds and test images."""
-        return mixed_interval(self.areas[index], shared_covariance(image_covariance(y, self.components[index])))
+    def mean(self, y: NDArray[Any], index: int, patients: NDArray[Any] | None = None) -> Tested:
+        """Mean AUROC at a point with its interval over seeds and test images (or ``patients``)."""
+        covariance = image_covariance(y, self.components[index], patients)
+        return mixed_interval(self.areas[index], shared_covariance(covariance))
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,20 @@ class LabelsNeeded:
         return self.needed - self.labels
 
 
-def difference(ours: tuple[Floats, Floats], theirs: tuple[Floats, Floats], y: NDArray[Any]) -> Tested:
+def difference(
+    ours: tuple[Floats, Floats],
+    theirs: tuple[Floats, Floats],
+    y: NDArray[Any],
+    patients: NDArray[Any] | None = None,
+) -> Tested:
     """Paired difference in AUROC of areas (S,) with components (S, N), same seeds, with its joint interval."""
     own = ours[1] - theirs[1]
-    return mixed_interval(ours[0] - theirs[0], shared_covariance(image_covariance(y, own)))
+    return mixed_interval(ours[0] - theirs[0], shared_covariance(image_covariance(y, own, patients)))
 
 
-def labels_needed(ours: Curve, control: Curve, labels: float, y: NDArray[Any]) -> LabelsNeeded:
+def labels_needed(
+    ours: Curve, control: Curve, labels: float, y: NDArray[Any], patients: NDArray[Any] | None = None
+) -> LabelsNeeded:
     """Find the labels with which the control reaches the AUROC of ``ours`` at ``labels``, and an interval.
 
     The estimate is the first number of labels at which the control's mean curve is as high.  The interval holds
@@ -81,10 +89,11 @@ def labels_needed(ours: Curve, control: Curve, labels: float, y: NDArray[Any]) -
         control: the control's, with the same seeds and test images.
         labels: how many labels ``ours`` has.
         y: labels of the test images.
+        patients: whose they are, (N,), if that is known.
     """
     target = ours.at(labels)
     grid = np.geomspace(control.labels[0], control.labels[-1], GRID)
-    gaps = [difference(target, control.at(float(n)), y) for n in grid]
+    gaps = [difference(target, control.at(float(n)), y, patients) for n in grid]
     reached = np.array([gap.mean <= 0 for gap in gaps])
     needed = float(grid[reached.argmax()]) if reached.any() else math.inf
     if not gaps[0].known:

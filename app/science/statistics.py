@@ -12,7 +12,8 @@ The interval that is shown first, :func:`mixed_interval`, answers both at once; 
 Everywhere ``y`` holds integer labels: shape ``(N,)`` (or ``(N, 1)``) with class numbers, or ``(N, L)`` of 0/1
 for L > 1 independent labels (one below 0 is missing, and left out).  A score is float, larger means more likely:
 ``(N,)``, ``(N, 1)`` or ``(N, 2)`` (last column = the positive class) for binary labels, ``(N, C)`` for C classes,
-``(N, L)`` for L labels.
+``(N, L)`` for L labels.  ``patients`` tells, by any whole numbers of shape ``(N,)``, whose each image is: another test
+set has other patients, and images of one are alike.  Without it every image is taken for a patient of its own.
 """
 
 from __future__ import annotations
@@ -201,13 +202,16 @@ def auroc_components(y: NDArray[Any], score: NDArray[Any]) -> tuple[float, Float
     return float(np.mean(areas)), components / len(areas)
 
 
-def image_covariance(y: NDArray[Any], components: Floats) -> Floats:
+def image_covariance(y: NDArray[Any], components: Floats, patients: NDArray[Any] | None = None) -> Floats:
     """Covariance, shape ``(S, S)``, of S AUROCs (or differences) over test sets like this one.
 
     Args:
         y: labels; classes are strata, as in the bootstrap.
         components: what each image adds to the error of each, shape ``(S, N)`` (:func:`auroc_components`).
+        patients: of each image; their components are summed then, after Obuchowski (Biometrics 53, 1997).
     """
+    if patients is not None:
+        return _patient_covariance(y, components, patients)
     covariance: Floats = np.zeros((len(components), len(components)))
     for members in strata(y):
         if len(members) > 1:
@@ -215,6 +219,31 @@ def image_covariance(y: NDArray[Any], components: Floats) -> Floats:
             own = own - own.mean(axis=1, keepdims=True)
             covariance += own @ own.T * (len(members) / (len(members) - 1))
     return covariance
+
+
+def _patient_covariance(y: NDArray[Any], components: Floats, patients: NDArray[Any]) -> Floats:
+    """Sum the covariances of patients' sums within classes and, as a patient may have images of several, between them.
+
+    Each is scaled by I / (I - 1) for I patients: of the class, or between classes of all.  NaN for a single patient.
+    """
+    names, place = np.unique(patients, return_inverse=True)
+    if len(names) < 2:
+        return np.full((len(components), len(components)), math.nan)
+
+    def scatter(sums: Floats, count: int) -> Floats:
+        return np.asarray(sums @ sums.T * (count / (count - 1)))
+
+    together: Floats = np.zeros((len(components), len(names)))
+    within: Floats = np.zeros((len(components), len(components)))
+    for members in strata(y):
+        count = len(np.unique(place[members]))
+        if count > 1:
+            own = components[:, members]
+            own = own - own.mean(axis=1, keepdims=True)
+            sums = np.array([np.bincount(place[members], row, len(names)) for row in own], dtype=np.float64)
+            together += sums
+            within += scatter(sums, count) - scatter(sums, len(names))
+    return scatter(together, len(names)) + within
 
 
 def shared_covariance(covariance: Floats) -> float:
@@ -269,13 +298,20 @@ def delong_variance(y: NDArray[Any], score: NDArray[Any]) -> tuple[float, float]
     return float(v10.mean()), variance
 
 
-def delong_interval(y: NDArray[Any], score: NDArray[Any], confidence: float = 0.95) -> Interval:
+def delong_interval(
+    y: NDArray[Any], score: NDArray[Any], confidence: float = 0.95, patients: NDArray[Any] | None = None
+) -> Interval:
     """Interval of a binary AUROC over test images: ``auc ± z * sqrt(variance)``, clipped to [0, 1].
 
     ``n`` is the number of test images.  A perfect separation has variance 0 and so an interval of no
-    width: the method cannot see further than its test set.
+    width: the method cannot see further than its test set.  With ``patients`` the variance is Obuchowski's (1997), NaN
+    where a class has a single one.
     """
     auc, variance = delong_variance(y, score)
+    if patients is not None and math.isfinite(variance):
+        few = min(len(np.unique(patients[members])) for members in strata(y)) < 2
+        own = auroc_components(y, score)[1][None]
+        variance = math.nan if few else float(image_covariance(y, own, patients)[0, 0])
     half = float(stats.norm.ppf(0.5 + confidence / 2)) * math.sqrt(variance)
     low, high = np.clip([auc - half, auc + half], 0, 1)
     return Interval(auc, float(low), float(high), int(np.shape(y)[0]))

@@ -56,7 +56,11 @@ def power_lines(config: Config, labelled: Sequence[Dataset], pilot: dict[tuple[s
     """Say for each test set which differences in AUROC cannot be settled: those within the expected half-width."""
     seeds = len(config.study.seeds)
     for data in labelled:
-        head = f"{data.title}, {len(data.test):,} test images, {seeds} seed{'s' if seeds > 1 else ''}"
+        patients = data.test.patient_numbers
+        whose = "" if patients is None else f" of {patients.max() + 1:,} patients"
+        head = f"{data.title}, {len(data.test):,} test images{whose}, {seeds} seed{'s' if seeds > 1 else ''}"
+        guessed = whose and not all((data.name, protocol) in pilot for protocol in config.study.protocols)
+        doubt = "; images of one patient are taken as independent, so expect to tell less" if guessed else ""
         limits: dict[str, Detectable] = {}
         for protocol in config.study.protocols:
             draws = getattr(config.protocols, protocol).draws if PROTOCOLS[protocol].few else None
@@ -73,7 +77,7 @@ def power_lines(config: Config, labelled: Sequence[Dataset], pilot: dict[tuple[s
         for (low, high), names in same.items():
             yield (
                 f"{head}: differences in AUROC under {low} cannot be settled, {high} is in 4 of 5 studies "
-                f"({', '.join(names)})"
+                f"({', '.join(names)}){doubt}"
             )
 
 

@@ -1,4 +1,4 @@
-"""What the report shows of a data set: some of its images, its test and validation labels, what is known of it."""
+"""What the report shows of a data set: some images, the labels and patients of test and validation, what is known."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ def show_data(run: Run, data: Dataset | Unlabelled) -> None:
     run.store.write(keys.sample_sheet(run.run_id, data.name), sample_sheet(data))
     if isinstance(data, Dataset):
         for key, split in ((keys.test_labels, data.test), (keys.val_labels, data.val)):
-            labels = json.dumps({"labels": split.labels.tolist()})
-            run.store.write(key(run.run_id, data.name), labels.encode())
+            known = {"labels": split.labels.tolist()}
+            if (patients := split.patient_numbers) is not None:
+                known["patients"] = patients.tolist()
+            run.store.write(key(run.run_id, data.name), json.dumps(known).encode())
 
 
 def join_data(run: Run, data: Dataset | Unlabelled, role: str) -> None:

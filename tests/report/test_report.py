@@ -764,6 +764,8 @@ SIDE_FILES = {
     "labels in too many dimensions": ("labels", b'{"labels": [[[1]]]}'),
     "labels without end": ("labels", NESTED),
     "labels of too many digits": ("labels", b'{"labels": [' + b"1" * 5000 + b"]}"),
+    "patients of other images": ("labels", b'{"labels": [0, 1, 1], "patients": [0, 0]}'),
+    "patients without numbers": ("labels", b'{"labels": [0, 1, 1], "patients": ["A", "B", "B"]}'),
     "a curve beyond every float": ("curves", b'{"loss": ' + b"1" * 400 + b"}"),
     "a curve of too many digits": ("curves", b'{"loss": ' + b"1" * 5000 + b"}"),
     "a curve without end": ("curves", NESTED),
@@ -790,6 +792,38 @@ def test_one_damaged_file_costs_what_it_held_and_no_more(name: str) -> None:
     [missing] = collect(run.store, RUN).missing
     assert "damaged" in missing.reason
     assert write_report(run.store, RUN).table_text
+
+
+def test_every_interval_over_images_takes_those_of_a_patient_together() -> None:
+    """With the patients beside the labels, each is the interval over patients, and the note says so."""
+    run = small(clinical=True, curve=("1", "5", "10", "50"), protocols=("linear_probe", "few_shot")).write()
+    y = run.labels("pneumoniamnist")
+    patients = np.arange(len(y)) // 4
+
+    def intervals() -> list[Interval]:
+        analysis = Analysis(collect(run.store, RUN), resamples=200)
+        [first, *_] = analysis.comparisons
+        assert first.joint is not None
+        assert first.images is not None
+        delong = analysis.delong(analysis.results("pneumoniamnist", "linear_probe", "byol")[0])
+        [one] = efficiencies(analysis)
+        assert delong is not None
+        curve = one.curves["byol"].mean(one.y, 0, one.patients)
+        return [first.joint, first.images, delong, curve, one.differences["byol", 0]]
+
+    before, rates_before = intervals(), clinical.operating_table(Analysis(collect(run.store, RUN))).rows
+    note = tables.differences_table(Analysis(collect(run.store, RUN), resamples=10)).notes[-1]
+    assert note.startswith("Test images count as independent")
+    run.put("samples/pneumoniamnist_test_labels.json", {"labels": y.tolist(), "patients": patients.tolist()})
+    after, rates_after = intervals(), clinical.operating_table(Analysis(collect(run.store, RUN))).rows
+    assert [i.mean for i in after] == pytest.approx([i.mean for i in before])
+    assert all(abs(a.half_width / b.half_width - 1) > 1e-3 for a, b in zip(after, before, strict=True))
+    assert rates_after != rates_before
+    analysis = Analysis(collect(run.store, RUN), resamples=10)
+    result = analysis.results("pneumoniamnist", "linear_probe", "byol")[0]
+    assert result.chosen is not None
+    assert after[2] == statistics.delong_interval(y[:, 0], result.chosen, patients=patients)
+    assert tables.differences_table(analysis).notes[-1].startswith("On PneumoniaMNIST another test set has other")
 
 
 def test_synthetic_says_so_everywhere_and_compares_with_no_paper() -> None:

@@ -13,12 +13,18 @@ import pytest
 from PIL import Image
 
 from app import cli
-from app.data import write_phantoms
+from app.config import load_config
+from app.data import load_dataset, write_phantoms
 from app.errors import UsageError
-from app.jobs.run import check_run_id
+from app.jobs import keys
+from app.jobs.run import Run, check_run_id
 from app.options import Asked
+from app.science.power import Variances
 from app.stages import fallback
 from app.stages.plan import default_run_id
+from app.stages.power import power_lines
+from app.stages.samples import show_data
+from app.storage import FolderStore
 
 Call = Callable[..., tuple[int, str, str]]
 SMALL = ["--set", "data.subset=64", "--set", "data.phantoms=never", "--set", "study.datasets=[breastmnist]"]
@@ -358,6 +364,33 @@ def test_points_of_the_label_curve_without_labels_are_named(call, phantoms, monk
         "BreastMNIST (SYNTHETIC), few_shot_frozen: the label curve leaves out k = 900, 5000, "
         "more than a class has images"
     )
+
+
+def test_whose_the_test_images_are_joins_the_run_without_a_name(tmp_path):
+    """The report needs patients for its intervals; the plan says that its own estimate does without."""
+    splits = {}
+    for split in ("train", "val", "test"):
+        splits |= {
+            f"{split}_images": np.zeros((12, 28, 28), np.uint8),
+            f"{split}_labels": np.arange(12)[:, None] // 3 % 2,
+            f"{split}_files": np.array([f"{n}.png" for n in range(12)]),
+            f"{split}_patients": np.array([f"Doe {n // 3}" if split == "test" else f"{split} {n}" for n in range(12)]),
+        }
+    told = {"description": np.array(json.dumps({"task": "binary-class"})), "class_names": np.array(["no", "yes"])}
+    np.savez(tmp_path / "own.npz", **splits, **told)
+    data = load_dataset("own", path=tmp_path / "own.npz")
+    run = Run(FolderStore(tmp_path / "runs"), "r", load_config("smoke"))
+    show_data(run, data)
+    kept = run.store.read(keys.test_labels("r", "own"))
+    assert json.loads(kept)["patients"] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert b"Doe" not in kept
+    assert "patients" not in json.loads(run.store.read(keys.val_labels("r", "own"))), "one image each"
+    config = load_config("smoke", ["study.seeds=[0,1,2]"])
+    [*lines] = power_lines(config, [data], {})
+    assert all("12 test images of 4 patients, 3 seeds" in line for line in lines)
+    assert all(line.endswith("so expect to tell less") for line in lines)
+    pilot = {("own", protocol): Variances(1e-4, 1e-4) for protocol in config.study.protocols}
+    assert not any("independent" in line for line in power_lines(config, [data], pilot))
 
 
 def test_a_pilot_that_is_not_there_is_named(call, phantoms):
