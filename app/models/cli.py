@@ -127,7 +127,7 @@ def embed(
     from app.data.reading import Fit, ReadOptions
     from app.models.embed import embed_pictures, neighbour_sheet, write_features, writer_for
     from app.models.inputs import read_pictures
-    from app.models.trained import encoder_size, find_job, load_encoder
+    from app.models.trained import encoder_channels, encoder_size, find_job, load_encoder
     from app.runtime import choose_device, prepare
 
     options = ReadOptions(one_of("--fit", fit, Fit), frame, max_unreadable / 100, anonymise)
@@ -136,16 +136,15 @@ def embed(
     prepare(device, asked.threads)
     opened, folder = find_job(model, store)
     encoder, metadata = load_encoder(opened, folder)
-    size = encoder_size(metadata)
+    size, channels = encoder_size(metadata), encoder_channels(metadata)
     name = f"{opened.uri}/{folder}"
     pictures = read_pictures(source, size=size, split=split, options=options)
-    found = embed_pictures(encoder, pictures, model=name, device=device)
+    found = embed_pictures(encoder, pictures, model=name, channels=channels, device=device)
     write_features(found, out)
     print(out)
     if neighbours is not None:
-        queries = embed_pictures(
-            encoder, read_pictures(neighbours, size=size, split=split, options=options), model=name, device=device
-        )
+        asked_for = read_pictures(neighbours, size=size, split=split, options=options)
+        queries = embed_pictures(encoder, asked_for, model=name, channels=channels, device=device)
         with atomic_write(sheet) as file:
             file.write(neighbour_sheet(queries, found, count))
         print(sheet)

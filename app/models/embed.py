@@ -39,9 +39,19 @@ class Embedding:
     features: Features
 
 
-def embed_pictures(encoder: Encoder, pictures: Pictures, *, model: str, device: str = "cpu") -> Embedding:
-    """Return the features of images by an encoder in evaluation mode."""
-    images = torch.tensor(np.ascontiguousarray(pictures.images), device=device)
+def embed_pictures(
+    encoder: Encoder, pictures: Pictures, *, model: str, channels: int | None = None, device: str = "cpu"
+) -> Embedding:
+    """Return the features of images by an encoder in evaluation mode.
+
+    Args:
+        encoder: the encoder.
+        pictures: of its size; it sees them in as many channels as it was trained on.
+        model: where it is from.
+        channels: that number, 1 or 3; None leaves the images as they are.
+        device: where to compute.
+    """
+    images = torch.tensor(np.ascontiguousarray(pictures.in_channels(channels).images), device=device)
     return Embedding(model, pictures, encode(encoder.to(device), images).cpu().numpy())
 
 

@@ -40,7 +40,7 @@ class Trained:
     @property
     def channels(self) -> int | None:
         """Channels of the images that it was trained on, 1 or 3; None if it is older than that note."""
-        return int(self.metadata["channels"]) if "channels" in self.metadata else None
+        return encoder_channels(self.metadata)
 
     @property
     def class_names(self) -> list[str]:
@@ -118,6 +118,11 @@ def load_encoder(store: Store, folder: str) -> tuple[Encoder, dict[str, str]]:
 def encoder_size(metadata: dict[str, str]) -> int:
     """Height and width of the images that an encoder was trained on, in pixels."""
     return int(metadata["input_size"])
+
+
+def encoder_channels(metadata: dict[str, str]) -> int | None:
+    """Channels of the images that an encoder was trained on, 1 or 3; None if its file is older than that note."""
+    return int(metadata["channels"]) if "channels" in metadata else None
 
 
 def _weights(store: Store, folder: str, record: DownstreamRecord) -> tuple[State, dict[str, str]]:

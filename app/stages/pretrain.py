@@ -194,6 +194,7 @@ def result(
         seed=str(seed),
         pretraining_data=f"{data.title}, {len(data)} images",
         licence=data.licence,
+        channels=str(data.channels),
     )
     files = {
         keys.ENCODER: dump_weights(trainer.model.encoder.plain_state(), metadata),

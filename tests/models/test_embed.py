@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from app.models.embed import Embedding, nearest, neighbour_sheet
-from app.models.inputs import Pictures
+from app.models.inputs import Pictures, read_pictures
 from app.models.trained import load_encoder, load_trained
 from app.science.networks import normalise, to_float
 
@@ -81,6 +81,22 @@ def test_what_cannot_be_written_is_said_before_anything_is_read(call, tmp_path, 
     code, _, err = call("embed", "--model", "runs/r/pretrain/byol-s0", tmp_path / "none", "--out", tmp_path / out)
     assert code == 2
     assert said in err
+
+
+def test_colours_go_into_an_encoder_as_what_it_was_trained_on(made, call, tmp_path):
+    """A gray classifier's: their luminance, and not three channels that it never saw differ."""
+    job, gray = made.job("binary_gray"), tmp_path / "gray.npz"
+    images = read_pictures(made.files["binary_rgb"], size=28).images
+    np.savez(gray, images=Pictures("", [], images, {}).in_channels(1).images)
+    found = []
+    for source in (made.files["binary_rgb"], gray):
+        code, _, err = call(
+            "embed", "--model", f"{made.store.uri}/{job}", source, "--split", "test", "--out", tmp_path / "f.npz",
+            "--device", "cpu",
+        )  # fmt: skip
+        assert code == 0, err
+        found.append(np.load(tmp_path / "f.npz")["features"])
+    np.testing.assert_array_equal(*found)
 
 
 def test_an_encoder_of_a_classifier_is_the_classifiers(made):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from app.config import load_config
@@ -205,6 +206,14 @@ def test_the_encoder_file_is_a_plain_resnet(make_run):
     resnet = torchvision.models.resnet18()
     resnet.fc = torch.nn.Identity()
     resnet.load_state_dict(encoder(run))  # strict
+
+
+def test_the_encoder_file_says_what_images_it_was_trained_on(make_run):
+    run = make_run("a", "pretrain.epochs=1")
+    pretrain.run(run, method="byol", seed=0)
+    with safe_open(Path(run.store.uri) / "runs/r/pretrain/byol-s0/encoder.safetensors", "pt") as file:
+        said = file.metadata()
+    assert (said["input_size"], said["channels"]) == ("28", "1")
 
 
 def test_overwrite_forgets_the_old_record_first(make_run, monkeypatch):
