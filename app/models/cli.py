@@ -56,7 +56,7 @@ def predict(
     Where the images are the study's own test images, the predictions have to be the recorded ones, to 1e-4.
     """
     from app.data.reading import Fit, ReadOptions
-    from app.models.heatmaps import draw_heatmaps
+    from app.models.heatmaps import draw_heatmaps, need_captum
     from app.models.inputs import read_pictures
     from app.models.predict import (
         check_own_test,
@@ -74,6 +74,8 @@ def predict(
 
     if out is not None:
         writer_for(out)
+    if heatmaps is not None:
+        need_captum()
     device = choose_device(asked.device or "auto")
     prepare(device, asked.threads)
     opened, folder = find_job(model, store)

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
-import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from app.errors import InputError
 from app.jobs.records import read_downstream
+from app.models import heatmaps
+from app.models.heatmaps import draw_heatmaps, shown_classes
 from app.models.inputs import Pictures, read_pictures
-from app.models.predict import check_own_test, own_data, own_test_pictures, predict_pictures, recorded_scores
+from app.models.predict import (
+    Prediction,
+    check_own_test,
+    own_data,
+    own_test_pictures,
+    predict_pictures,
+    recorded_scores,
+)
 from app.models.trained import load_trained
 from app.science.metrics import decide
+from app.science.networks import normalise, to_float
 from tests.models.made import SETS, Made
 
 
@@ -157,12 +169,43 @@ def test_heat_maps_show_where_the_class_is(made, call, tmp_path):
     assert "20 heat maps of layer1" in err  # the deepest whose maps of 28 px have four pixels a side
 
 
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_a_heat_map_is_of_the_class_at_the_threshold_and_class_0_of_two_has_one(made, tmp_path, monkeypatch, threshold):
+    """Grad-CAM by its own formula: maps weighted by the mean gradients of the class's evidence, z or -z."""
+    pytest.importorskip("captum")
+    trained = load_trained(made.store, made.job("binary_gray"))
+    prediction = predict_pictures(trained, read_pictures(made.files["binary_gray"], size=28))
+    drawn: list[Any] = []
+    monkeypatch.setattr(heatmaps, "_picture", lambda image, heat: drawn.append(heat) or Image.fromarray(image))
+    _, layer = draw_heatmaps(replace(prediction, thresholds=[threshold]), tmp_path)
+    encoder, kept = trained.classifier.encoder, []
+    images = torch.from_numpy(prediction.pictures.images)
+    getattr(encoder.resnet, layer).register_forward_hook(lambda *args: kept.append(args[-1]))
+    evidence = trained.classifier(normalise(to_float(images)))[:, 0] * (1 if threshold < 0.5 else -1)
+    [gradient] = torch.autograd.grad(evidence.sum(), kept[0])
+    expected = (gradient.mean((2, 3), keepdim=True) * kept[0]).sum(1).relu()
+    assert (expected > 0).any()
+    np.testing.assert_allclose(np.stack(drawn), expected.detach().numpy(), rtol=1e-3, atol=1e-7)
+
+
+def test_a_heat_map_of_several_labels_is_of_the_likeliest_predicted_one(made):
+    trained = load_trained(made.store, made.job("multi_label_gray"))
+    scores = np.array([[0.9, 0.3, 0.4], [0.5, 0.3, 0.1], [0.2, 0.6, 0.9]])
+    prediction = Prediction(trained, Pictures("", list("abc"), np.zeros((3, 28, 28), np.uint8), {}), scores,
+                            [0.95, 0.2, 0.3], "")  # fmt: skip
+    assert shown_classes(prediction).tolist() == [2, 1, 2]
+    assert shown_classes(replace(prediction, thresholds=[1.0] * 3)).tolist() == [0, 0, 2]
+
+
 def test_without_captum_heat_maps_say_what_to_install(made, call, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    """Before anything is read or written."""
+    original = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "captum" else original(name))
     job = place(made, made.job("binary_gray"))
     code, _, err = call(
         "predict", "--model", job, made.files["binary_gray"], "--out", tmp_path / "p.csv", "--heatmaps", tmp_path,
         "--device", "cpu",
     )  # fmt: skip
     assert code == 2
+    assert not list(tmp_path.iterdir())
     assert "pip install 'byol-med[export]'" in err
