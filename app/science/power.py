@@ -44,13 +44,14 @@ def auroc_variance(area: float, positives: int, negatives: int) -> float:
     return spread / (positives * negatives)
 
 
-def macro_variance(area: float, class_counts: Sequence[int], images: int) -> float:
-    """Variance of a macro-averaged AUROC, each class (or label) against the rest, taken to be independent.
+def macro_variance(area: float, class_counts: Sequence[int], images: int, *, labels: bool = False) -> float:
+    """Variance of a macro-averaged AUROC, each class against the rest, taken to be independent.
 
-    Binary tasks have one curve: give the two class counts.  Classes without images have none.
+    Two classes have one curve, two ``labels`` of a multi-label task one each.  Without images, or without others, there
+    is none.
     """
     counts = [n for n in class_counts if 0 < n < images]
-    if len(class_counts) == 2:
+    if len(class_counts) == 2 and not labels:
         counts = counts[:1]
     each = [auroc_variance(area, n, images - n) for n in counts]
     return sum(each) / len(each) ** 2 if each else math.nan

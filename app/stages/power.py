@@ -22,7 +22,8 @@ DRAW = 0.04  # over the draws of one seed
 
 def expected(data: Dataset, draws: int | None) -> Variances:
     """Variances of a paired difference on a test set; ``draws`` is None for a protocol that sees all labels."""
-    images = macro_variance(AREA, data.class_counts("test"), len(data.test))
+    several = data.test.labels.shape[1] > 1
+    images = macro_variance(AREA, data.class_counts("test"), len(data.test), labels=several)
     return Variances(SEED**2 + (DRAW**2 / draws if draws else 0.0), paired_variance(images, CORRELATION))
 
 

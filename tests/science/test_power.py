@@ -52,6 +52,9 @@ def test_macro_variance_counts_a_binary_curve_once_and_leaves_out_absent_classes
     assert macro_variance(0.9, [30, 70], 100) == pytest.approx(one)
     assert macro_variance(0.9, [30, 30, 40, 0], 100) == pytest.approx((2 * one + auroc_variance(0.9, 40, 60)) / 9)
     assert math.isnan(macro_variance(0.9, [100, 0], 100))
+    two = (auroc_variance(0.9, 1, 99) + auroc_variance(0.9, 50, 50)) / 4
+    for counts in ([1, 50], [50, 1]):
+        assert macro_variance(0.9, counts, 100, labels=True) == pytest.approx(two), "two labels have two curves"
     assert paired_variance(one, 0.5) == pytest.approx(one)
 
 
