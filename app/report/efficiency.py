@@ -145,18 +145,24 @@ def count(labels: float) -> str:
 def saved_sentence(title: str, one: Efficiency, method: str) -> str:
     """How many labels a method saves on a dataset, for people."""
     needed, most = one.needed[method], one.curves[one.baseline].labels[-1]
+    fewest = one.curves[one.baseline].labels[0]
     where = f"On {title}, {protocol_name(one.protocol).lower()}: {count(one.k)} labels with {method_name(method)}"
     control = f"the {method_name(one.baseline)} start"
     if math.isinf(needed.needed):
         said = f"{where} do more than {count(most)}, the most that were tried, from {control}"
+    elif needed.needed == 0:
+        least = needed.labels - fewest
+        lost = f": {count(least)} lost, or more" if round(least) > 0 else ""
+        said = f"{where} do what {count(fewest)}, the fewest that were tried, or fewer do from {control}{lost}"
     else:
         said = f"{where} do what {count(needed.needed)} do from {control}: {_saved(needed.saved)}"
     if math.isnan(needed.low):
         return f"{said}; one seed gives no interval."
-    low = f"fewer than {count(one.curves[one.baseline].labels[0])}" if needed.low == 0 else count(needed.low)
-    high = f"more than {count(most)}" if math.isinf(needed.high) else count(needed.high)
+    few, many = f"fewer than {count(fewest)}", f"more than {count(most)}"
+    low, high = (few if end == 0 else many if math.isinf(end) else count(end) for end in (needed.low, needed.high))
     settled = needed.low > needed.labels or needed.high < needed.labels
-    return f"{said} (95 %: it needs {low} to {high}{'' if settled else '; not settled'})."
+    ends = low if low == high else f"{low} to {high}"
+    return f"{said} (95 %: it needs {ends}{'' if settled else '; not settled'})."
 
 
 def _saved(labels: float) -> str:

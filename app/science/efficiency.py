@@ -48,8 +48,8 @@ class Curve:
 class LabelsNeeded:
     """How many labels the control needs for what the other method has with ``labels``.
 
-    ``low`` and ``high`` are the ends of the 95 % interval; infinite beyond the greatest number of labels that was
-    tried, 0 below the smallest, NaN where there is no interval.
+    ``low`` and ``high`` are the ends of the 95 % interval.  All are infinite beyond the greatest number of labels that
+    was tried, and 0 where the smallest does or fewer; the ends are NaN where there is no interval.
     """
 
     labels: float
@@ -79,7 +79,8 @@ def labels_needed(
 ) -> LabelsNeeded:
     """Find the labels with which the control reaches the AUROC of ``ours`` at ``labels``, and an interval.
 
-    The estimate is the first number of labels at which the control's mean curve is as high.  The interval holds
+    The estimate is the first number of labels at which the control's mean curve is as high, 0 if it begins so: it may
+    have been as high with fewer.  The interval holds
     every number at which the paired difference of the two is not told from zero by ``mixed_interval``, that is, by
     seeds, draws and test images together: a confidence set by inverting a test (Lehmann and Romano, Testing
     Statistical Hypotheses, section 3.5), which needs no bootstrap of a quantity that may be infinite.
@@ -95,7 +96,7 @@ def labels_needed(
     grid = np.geomspace(control.labels[0], control.labels[-1], GRID)
     gaps = [difference(target, control.at(float(n)), y, patients) for n in grid]
     reached = np.array([gap.mean <= 0 for gap in gaps])
-    needed = float(grid[reached.argmax()]) if reached.any() else math.inf
+    needed = 0.0 if reached[0] else float(grid[reached.argmax()]) if reached.any() else math.inf
     if not gaps[0].known:
         return LabelsNeeded(labels, needed, math.nan, math.nan)
     possible = np.array([gap.low <= 0 <= gap.high for gap in gaps])

@@ -1062,6 +1062,11 @@ def test_the_verdict_says_where_labels_are_saved_and_lost(analysis: Analysis) ->
         "On BreastMNIST, few-shot (frozen): 40 labels with BYOL do more than 200, the most that were tried, from the "
         "Random start (95 %: it needs 30 to more than 200; not settled)."
     ]
+    [_, below] = labels_verdict(analysis.study, [one("breastmnist", byol=(0, 0))])
+    assert below == (
+        "On BreastMNIST, few-shot (frozen): 40 labels with BYOL do what 2, the fewest that were tried, or fewer do "
+        "from the Random start: 38 lost, or more (95 %: it needs fewer than 2)."
+    )
     found = [one("pneumoniamnist", byol=(50, 90), byol_plus=(41, 99)), open_ended, one("dermamnist", byol=(10, 20))]
     assert labels_verdict(analysis.study, found)[0] == (
         "Pretraining saves labels on PneumoniaMNIST (BYOL, BYOL+). It costs labels on dermamnist (BYOL)."
