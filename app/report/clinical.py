@@ -17,9 +17,17 @@ from app.report.compare import Analysis
 from app.report.names import mean_and_half_width, method_name, number, protocol_name
 from app.report.style import LOOKS, MUTED, OTHER_LOOKS, WIDEST, Figure, canvas_of, finish, legend, look, others_of
 from app.report.table import Cell, Column, Row, Table
-from app.science.clinical import calibration, rates, rescale, temperature, threshold_for
+from app.science.clinical import (
+    calibration,
+    independent_images,
+    rate_interval,
+    rates,
+    rescale,
+    temperature,
+    threshold_for,
+)
 from app.science.metrics import BINARY, MULTI_LABEL
-from app.science.statistics import Interval, image_covariance, mixed_interval, shared_covariance, t_interval
+from app.science.statistics import Interval, t_interval
 
 ASKED = 0.9  # of one rate, in validation data
 MOST_POINTS = 400  # of an embedding's panel
@@ -57,16 +65,11 @@ def _cells(analysis: Analysis) -> Iterator[tuple[CellKey, list[Judged]]]:
 
 
 def _mean_rate(
-    found: Sequence[tuple[float, NDArray[np.float64]]], truth: Labels, patients: NDArray[np.int64] | None
+    found: Sequence[tuple[float, NDArray[np.float64]]], truth: Labels, label: int, patients: NDArray[np.int64] | None
 ) -> Interval:
-    """Mean of a rate over seeds with its interval over seeds and test images; of one seed over images."""
+    """Mean of a class's rate over seeds with its interval over seeds and test images; of one seed over images."""
     own = np.stack([components for _, components in found])
-    covariance = image_covariance(truth, own, patients)
-    values = [value for value, _ in found]
-    if len(values) == 1:
-        half = 1.96 * math.sqrt(covariance[0, 0])
-        return Interval(values[0], values[0] - half, values[0] + half, 1)
-    return mixed_interval(values, shared_covariance(covariance))
+    return rate_interval([value for value, _ in found], independent_images(truth, label, own, patients))
 
 
 def _between(interval: Interval) -> str:
@@ -86,8 +89,9 @@ def operating_table(analysis: Analysis) -> Table:
             found = [
                 rates(j.truth, j.test[:, 1], threshold_for(j.val_truth, j.validation[:, 1], **asked)) for j in jobs
             ]
-            of_whom = jobs[0].truth, analysis.patients(dataset)
-            sensitivity, specificity = (_mean_rate([f[i] for f in found], *of_whom) for i in (0, 1))
+            sensitivity, specificity = (
+                _mean_rate([f[i] for f in found], jobs[0].truth, 1 - i, analysis.patients(dataset)) for i in (0, 1)
+            )
             first, second = (sensitivity, specificity) if "specificity" in asked else (specificity, sensitivity)
             cells += [Cell(_between(first)), Cell(_between(second), "paper")]
         head = f"{analysis.study.title(dataset)} · {protocol_name(protocol)}"
@@ -106,7 +110,8 @@ def operating_table(analysis: Analysis) -> Table:
         tuple(rows),
         (
             "Thresholds are chosen on the validation split: the rate that was asked for is reached there, and on the "
-            "test images more or less. 95 % intervals over seeds and test images. Few-shot: the saved model.",
+            "test images more or less. 95 % intervals over seeds (t) and test images (Wilson). Few-shot: the saved "
+            "model.",
         ),
     )
 

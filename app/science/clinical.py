@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize
+from scipy import optimize, special
 
 from app.science.metrics import BINARY, Ints
-from app.science.statistics import Floats
+from app.science.statistics import Floats, Interval, image_covariance, t_interval
 
 BINS = 15  # of the expected calibration error, as Guo et al. (ICML 2017)
 _TINY = 1e-12  # below it a probability is taken for this
@@ -54,6 +55,61 @@ def rates(labels: Ints, scores: Floats, threshold: float) -> tuple[tuple[float, 
         share = float(right[members].mean()) if count else math.nan
         found.append((share, np.where(members, right - share, 0.0) / max(count, 1)))
     return found[0], found[1]
+
+
+def wilson_ends(rate: float, images: float) -> tuple[float, float]:
+    """Ends of Wilson's 95 % interval (JASA 22, 1927) of a rate of so many images; NaN for none.
+
+    It has a width for a rate of 0 or 1 too, where the variance of what was seen is 0.
+    """
+    if not images > 0:
+        return math.nan, math.nan
+    z2 = special.ndtri(0.975) ** 2
+    middle = (rate + z2 / (2 * images)) / (1 + z2 / images)
+    half = math.sqrt(z2 * (rate * (1 - rate) + z2 / (4 * images)) / images) / (1 + z2 / images)
+    return middle - half, middle + half
+
+
+def rate_interval(rates_of_seeds: Sequence[float], images: float) -> Interval:
+    """Mean of a rate over seeds with its 95 % interval over seeds and test images; of one seed over images.
+
+    The distances to the ends of Wilson's interval over images, as though all seeds erred on the same ones, and of the
+    t-interval over seeds are added as squares (Zou and Donner, Stat. Med. 27, 2008).
+
+    Args:
+        rates_of_seeds: the rate of each.
+        images: of the class, on which all were judged; fewer where images of one patient are alike.
+    """
+    seeds = t_interval(rates_of_seeds)
+    low, high = wilson_ends(seeds.mean, images)
+    apart = seeds.half_width if seeds.known else 0.0
+    return Interval(
+        seeds.mean,
+        seeds.mean - math.hypot(seeds.mean - low, apart),
+        seeds.mean + math.hypot(high - seeds.mean, apart),
+        seeds.n,
+    )
+
+
+def independent_images(labels: Ints, label: int, components: Floats, patients: Ints | None) -> float:
+    """How many images of a class would tell a rate as well if each were another patient's: images over design effect.
+
+    Args:
+        labels: 0 and 1, (N,).
+        label: the class.
+        components: what each image adds to the rate's error, by seed, (S, N).
+        patients: of each image, (N,), if they are known.
+
+    Returns:
+        At most the images there are; the patients, where no image differs from another.
+    """
+    images = int((labels == label).sum())
+    if patients is None or not images:
+        return float(images)
+    alone = float(np.trace(image_covariance(labels, components)))
+    if alone == 0:
+        return float(len(np.unique(patients[labels == label])))
+    return images / max(1.0, float(np.trace(image_covariance(labels, components, patients))) / alone)
 
 
 def temperature(labels: Ints, scores: Floats) -> float:

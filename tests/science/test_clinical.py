@@ -6,9 +6,19 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import brier_score_loss, recall_score
 
-from app.science.clinical import calibration, confident_errors, rates, rescale, temperature, threshold_for
+from app.science.clinical import (
+    calibration,
+    confident_errors,
+    independent_images,
+    rate_interval,
+    rates,
+    rescale,
+    temperature,
+    threshold_for,
+)  # fmt: skip
 from app.science.metrics import BINARY, MULTI_CLASS
 from app.science.statistics import image_covariance
 
@@ -45,6 +55,28 @@ def test_rates_are_scikit_learns_and_their_components_have_the_binomials_varianc
     variance = image_covariance(LABELS, own[None])[0, 0]
     assert variance == pytest.approx(sensitivity * (1 - sensitivity) / 4)  # p (1 - p) / (n - 1)
     assert math.isnan(threshold_for(np.zeros(3, int), SCORES[:3], specificity=0.9))
+
+
+@pytest.mark.parametrize("right", range(7))
+def test_a_rates_interval_is_wilsons_and_never_a_point(right: int) -> None:
+    want = stats.binomtest(right, 6).proportion_ci(method="wilson")
+    for seeds in (1, 3):
+        got = rate_interval([right / 6] * seeds, 6)
+        assert (got.low, got.high, got.n) == (pytest.approx(want.low), pytest.approx(want.high), seeds)
+        assert got.half_width > 0.1
+    apart = rate_interval([right / 6, right / 6 + 0.1, right / 6 - 0.1], 6)
+    assert apart.half_width > rate_interval([right / 6], 6).half_width
+    assert not rate_interval([math.nan], 0).known
+
+
+def test_images_of_one_patient_tell_a_rate_no_better() -> None:
+    labels, right = np.repeat([0, 1], 30), np.tile(np.repeat([1.0, 0.0], [21, 9]), 2)
+    patients = np.arange(60) // 3  # each with three equal images
+    own = np.where(labels == 1, right - 0.7, 0.0)[None] / 30
+    assert independent_images(labels, 1, own, None) == 30
+    assert independent_images(labels, 1, own, patients) == pytest.approx(10 * 0.9 * 30 / 29, rel=1e-6)
+    assert independent_images(labels, 1, 0 * own, patients) == 10
+    assert independent_images(labels[:30], 1, own[:, :30], patients[:30]) == 0
 
 
 def test_the_temperature_undoes_what_was_done_to_true_probabilities() -> None:
