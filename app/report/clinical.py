@@ -144,8 +144,10 @@ def calibration_table(analysis: Analysis) -> Table:
         ),
         tuple(rows),
         (
-            "ECE: expected calibration error of 15 bins (Guo et al. 2017). The temperature is chosen on the validation "
-            "split; above 1 the model was too sure. ± half-width of the 95 % t-interval over seeds.",
+            "ECE: expected calibration error of 15 bins: how sure of the likeliest class against how often that is "
+            "right (Guo et al. 2017), but with two classes the probability of the second against how often it is the "
+            "second. The temperature is chosen on the validation split; above 1 the model was too "
+            "sure. ± half-width of the 95 % t-interval over seeds.",
         ),
     )
 

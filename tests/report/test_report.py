@@ -1153,6 +1153,7 @@ def test_operating_points_calibration_features_and_errors_are_shown(asked: FakeR
     for said in (page.text, text):
         assert "Operating points on the test images" in said
         assert "Calibration on the test images" in said
+        assert "with two classes the probability of the second against how often it is the second" in said
         assert "normal taken for pneumonia" in said
     assert {"reliability.svg", "embedding-breastmnist.svg"} <= {key.split("/")[-1] for key in asked.summary.keys}
     pictures = [a for tag, a in page.tags if tag == "img" and "most surely wrong" in str(a.get("alt"))]
