@@ -59,8 +59,10 @@ REFERENCES = (
     "E. DeLong, D. DeLong, D. Clarke-Pearson: Comparing the areas under two or more correlated ROC curves, "
     "Biometrics 44, 1988; X. Sun, W. Xu: fast implementation, IEEE Signal Processing Letters 21, 2014.",
     "N. Obuchowski, H. Rockette: Hypothesis testing of diagnostic accuracy for multiple readers and multiple tests, "
-    "Communications in Statistics 24, 1995; S. Hillis: A comparison of denominator degrees of freedom methods for "
-    "multiple observer ROC analysis, Statistics in Medicine 26, 2007.",
+    "Communications in Statistics 24, 1995; W. Howe: Approximate confidence limits on the mean of X + Y, Journal of "
+    "the American Statistical Association 69, 1974.",
+    "N. Obuchowski: Nonparametric analysis of clustered ROC curve data, Biometrics 53, 1997.",
+    "E. Wilson: Probable inference, Journal of the American Statistical Association 22, 1927.",
     "C. Guo et al.: On calibration of modern neural networks, ICML 2017.",
     "S. Holm: A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 1979.",
     "B. Efron, R. Tibshirani: An Introduction to the Bootstrap, 1993.",

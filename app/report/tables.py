@@ -142,7 +142,7 @@ def differences_table(analysis: Analysis) -> Table:
         tuple(rows),
         (
             "All together: would other seeds, few-shot draws and test images give the same? Mixed model of "
-            "Obuchowski and Rockette with Hillis' degrees of freedom. Over seeds: would training again? Paired t, on "
+            "Obuchowski and Rockette, half-widths joined after Howe. Over seeds: would training again? Paired t, on "
             "these images. Over test images: would another test set, with these models? Paired bootstrap "
             f"({analysis.resamples:,} resamples within classes).",
             f"Better or worse: all together excludes zero, and p is below 0.05 after Holm's correction for {tested} "

@@ -826,6 +826,14 @@ def test_every_interval_over_images_takes_those_of_a_patient_together() -> None:
     assert tables.differences_table(analysis).notes[-1].startswith("On PneumoniaMNIST another test set has other")
 
 
+def test_the_report_names_the_interval_that_it_shows(full: FakeRun) -> None:
+    """Half-widths are joined after Howe; Hillis' interval, whose cover is short, is not shown."""
+    text = read(full, "report.md")
+    assert "Howe" in (statistics.mixed_interval.__doc__ or "")
+    assert text.count("Howe") == 2, "in the note and among the references"
+    assert "Hillis" not in text
+
+
 def test_synthetic_says_so_everywhere_and_compares_with_no_paper() -> None:
     run = small(synthetic=True, protocols=("finetune",)).write()
     summary = write_report(run.store, RUN)
