@@ -557,10 +557,9 @@ def test_two_studies_at_the_same_time(s3: Store) -> None:
 def test_a_pretraining_over_nodes(s3: Store, tmp_path: Path) -> None:
     """The example with CPUs for GPUs, two pods of one node here; the study after it has no pretraining to do."""
     run_id = f"wide-{int(time.time())}"
-    settings = [word for line in TINY["set"].splitlines() for word in ("--set", line)]
-    lists = ["--datasets", "breastmnist", "--methods", "byol", "--seeds", "0"]
-    words = ["plan", "--preset", "smoke", "--run-id", run_id, "--store", s3.address, *lists, *settings]
-    run(sys.executable, "-m", "app", *words)
+    planned = submit(TINY | {"run-id": run_id, "approve": "true"})
+    wait_until(lambda: planned.nodes("Suspend"), 240, planned.tree)
+    planned.stop()
     text = (ROOT / "k8s/examples/two-nodes.yaml").read_text("utf-8")
     for old, new in (
         ("--run-id=wide", f"--run-id={run_id}"),
