@@ -22,7 +22,7 @@ from app.options import Asked
 from app.science.power import Variances
 from app.stages import fallback
 from app.stages.plan import default_run_id
-from app.stages.power import power_lines
+from app.stages.power import expected, power_lines
 from app.stages.samples import show_data
 from app.storage import FolderStore
 
@@ -391,6 +391,18 @@ def test_whose_the_test_images_are_joins_the_run_without_a_name(tmp_path):
     assert all(line.endswith("so expect to tell less") for line in lines)
     pilot = {("own", protocol): Variances(1e-4, 1e-4) for protocol in config.study.protocols}
     assert not any("independent" in line for line in power_lines(config, [data], pilot))
+
+
+def test_the_order_of_two_labels_is_all_the_same_to_the_power(tmp_path):
+    rare, common = np.arange(60) % 30 == 0, np.arange(60) % 2 == 0
+    found = []
+    for name, columns in (("one", (rare, common)), ("other", (common, rare))):
+        labels = np.stack(columns, axis=1).astype(np.int64)
+        arrays = {f"{split}_labels": labels for split in ("train", "val", "test")}
+        arrays |= {f"{split}_images": np.zeros((60, 28, 28), np.uint8) for split in ("train", "val", "test")}
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        found.append(expected(load_dataset(name, path=tmp_path / f"{name}.npz", task="multi-label"), None))
+    assert found[0].common == pytest.approx(found[1].common)
 
 
 def test_a_pilot_that_is_not_there_is_named(call, phantoms):
