@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -34,12 +35,14 @@ class Spare:
         name: its key in the store, or its path.
         size: in bytes.
         remove: removes it.
+        job: whose it is; None if it is no job's.
     """
 
     what: What
     name: str
     size: int
     remove: Callable[[], None]
+    job: str | None = None
 
 
 def spare(store: Store, run_id: str, wanted: tuple[What, ...] = USUAL) -> tuple[list[Spare], list[str]]:
@@ -66,11 +69,33 @@ def spare(store: Store, run_id: str, wanted: tuple[What, ...] = USUAL) -> tuple[
             busy.append(job)
             continue
         found += [
-            Spare(kind, key, sizes[key], lambda key=key: store.delete(key))  # type: ignore[misc]
+            Spare(kind, key, sizes[key], lambda key=key: store.delete(key), job)  # type: ignore[misc]
             for kind, key in _of_job(job, folder, sizes)
             if kind in wanted
         ]
     return found + (_cached() if "caches" in wanted else []), busy
+
+
+def remove(store: Store, run_id: str, found: list[Spare]) -> tuple[int, list[str]]:
+    """Remove what was listed, but nothing of a job that has begun to work meanwhile: a question may wait for hours.
+
+    Args:
+        store: where the run is.
+        run_id: its name.
+        found: as ``spare`` lists it, a job's together.
+
+    Returns:
+        How many are removed, and the jobs that are left alone.
+    """
+    removed, busy = 0, list[str]()
+    for job, spares in groupby(found, key=lambda each: each.job):
+        if job is not None and live_owner(store, f"{keys.run(run_id)}/{job}") is not None:
+            busy.append(job)
+            continue
+        for each in spares:
+            each.remove()
+            removed += 1
+    return removed, busy
 
 
 def _of_job(job: str, folder: str, sizes: dict[str, int]) -> list[tuple[What, str]]:

@@ -59,7 +59,7 @@ def clean(
     Jobs at work are left alone.
     """
     from app.storage import open_store
-    from app.upkeep.clean import What, lines, spare
+    from app.upkeep.clean import What, lines, remove, spare
 
     chosen = tuple(word.strip() for word in what.split(",") if word.strip())
     if not chosen or set(chosen) - set(get_args(What)):
@@ -79,9 +79,10 @@ def clean(
         if not typer.confirm("Remove all of it?"):
             print("nothing is removed")
             return
-    for each in found:
-        each.remove()
-    print(f"{len(found)} removed")
+    removed, busy = remove(opened, run_id, found)
+    for job in busy:
+        print(f"left alone, at work by now: {job}")
+    print(f"{removed} removed")
 
 
 @upkeep_app.command(epilog=example("compare first second --store runs"))

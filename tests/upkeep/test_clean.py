@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -90,6 +91,25 @@ def test_a_job_at_work_is_left_alone(store):
     with claimed(store, STOPPED, done=lambda: False, stopped=lambda: False, warn=print, seconds=30, wait=0):
         found, busy = clean.spare(store, "r", ("checkpoints",))
     assert (found, busy) == ([], ["pretrain/byol-s0"])
+
+
+def test_a_job_that_begins_to_work_while_the_question_waits_is_left_alone(store, call, monkeypatch):
+    before = set(store.list(STOPPED))
+    with contextlib.ExitStack() as work:
+
+        def confirm(_question: str) -> bool:
+            work.enter_context(
+                claimed(store, STOPPED, done=lambda: False, stopped=lambda: False, warn=print, seconds=30, wait=0)
+            )
+            return True
+
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+        monkeypatch.setattr("typer.confirm", confirm)
+        code, out, _ = call("clean", "--run-id", "r", "--store", store.uri)
+    assert code == 0
+    assert "left alone, at work by now: pretrain/byol-s0\n2 removed\n" in out
+    assert before <= set(store.list(STOPPED))
+    assert not store.exists(f"{FEW}/model.safetensors")
 
 
 def test_a_run_that_is_not_there_and_a_kind_that_is_none(store, call):
