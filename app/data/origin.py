@@ -33,6 +33,11 @@ class Origin:
     patients: dict[str, list[str]] = field(default_factory=dict)
     description: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def fit(self) -> str | None:
+        """How images became squares: ``pad`` or ``crop``; None if that is not known."""
+        return self.description.get("fit")
+
     def names(self, count: int, path: Path) -> dict[str, str]:
         """Return the classes by their numbers as text.
 
@@ -47,7 +52,7 @@ class Origin:
         """Say in words how the set was made: its images' fit, its patients, its source's checksum."""
         patients: dict[str, int] | None = self.description.get("patients")
         known = ", ".join(f"{count} in {split}" for split, count in patients.items()) if patients else "not known"
-        shape = {"pad": "padded to squares", "crop": "cut to squares"}.get(str(self.description.get("fit")), "squares")
+        shape = {"pad": "padded to squares", "crop": "cut to squares"}.get(str(self.fit), "squares")
         return f"{shape}; patients: {known}; SHA-256 of the files `{self.description.get('source_sha256')}`"
 
     def describe(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from app.jobs import keys
 from app.jobs.records import DownstreamRecord
 from app.models.trained import Trained
 from app.report.names import method_name, protocol_name
+from app.report.table import escape
 from app.science import metrics
 from app.science.bootstrap import bootstrap_means
 from app.science.statistics import Interval, delong_interval, percentile_interval, weighted_auroc
@@ -88,7 +89,7 @@ def at_threshold(labels: NDArray[np.int64], scores: NDArray[np.float64], thresho
 
 
 def _title(record: DownstreamRecord, data: Dataset) -> str:
-    return f"{data.title}: {method_name(record.method)}, {protocol_name(record.protocol)}, seed {record.seed}"
+    return f"{_text(data.title)}: {method_name(record.method)}, {protocol_name(record.protocol)}, seed {record.seed}"
 
 
 def _header(record: DownstreamRecord, data: Dataset, own: dict[str, float]) -> dict[str, Any]:
@@ -153,15 +154,36 @@ def _model(trained: Trained, data: Dataset, opset: int, off: float) -> list[str]
         f"probabilities = {last}",
         "```",
         "",
-        "Classes, in the order of the outputs: " + ", ".join(f"{i} {name}" for i, name in enumerate(names)) + ".",
+        "Classes, in the order of the outputs: "
+        + ", ".join(f"{i} {_text(name)}" for i, name in enumerate(names))
+        + ".",
+        "",
+        *_squares(data, trained.size),
+    ]
+
+
+def _squares(data: Dataset, size: int) -> list[str]:
+    """Say how images that are not square become so: no image processor does it."""
+    ways = {"pad": "padded with black on both sides", "crop": "cut to the square in their middle"}
+    fit = data.origin.fit if data.origin else None
+    if fit not in ways:
+        return []
+    return [
+        f"Images that are not square have to be {ways[fit]} first, as those that it was trained on were, and then "
+        f"resized to {size} px by an antialiased bicubic filter (`fit` in `preprocessor_config.json`).",
         "",
     ]
 
 
+def _text(words: str) -> str:
+    """Words of somebody else, such as the name of a class, as text in Markdown, in one line."""
+    return escape(" ".join(words.split()))
+
+
 def _training(record: DownstreamRecord, data: Dataset, pretraining: Mapping[str, str]) -> list[str]:
     recipe = record.config.get("protocols", {}).get(record.protocol, {})
-    images = pretraining.get("pretraining_data", record.config.get("data", {}).get("pretrain"))
-    licence = pretraining.get("licence", "not stated")
+    images = _text(str(pretraining.get("pretraining_data", record.config.get("data", {}).get("pretrain"))))
+    licence = _text(pretraining.get("licence", "not stated"))
     start = {
         "random": "random weights",
         "imagenet": "ImageNet weights",
@@ -176,9 +198,9 @@ def _training(record: DownstreamRecord, data: Dataset, pretraining: Mapping[str,
     return [
         "## Data and training",
         "",
-        f"- Data: {data.title} ({data.modality}), {data.size} px, {counts} images; licence: {data.licence}; "
+        f"- Data: {_text(data.title)} ({data.modality}), {data.size} px, {counts} images; licence: {data.licence}; "
         f"SHA-256 `{data.sha256}`.",
-        *([f"- Imported: {data.origin.say()}."] if data.origin else []),
+        *([f"- Imported: {_text(data.origin.say())}."] if data.origin else []),
         f"- Start: {start}.",
         *(["- NC: the limit to non-commercial use is inherited from the images."] if non_commercial else []),
         f"- Protocol: {protocol_name(record.protocol)}: "
@@ -223,7 +245,7 @@ def _thresholds(trained: Trained, data: Dataset, scores: NDArray[np.float64]) ->
     rows = []
     for (name, score, labels), threshold in zip(columns, record.thresholds, strict=True):
         sensitivity, specificity = at_threshold(labels, score, threshold)
-        rows.append(f"| {name} | {threshold:.4g} | {sensitivity:.3f} | {specificity:.3f} |")
+        rows.append(f"| {_text(name)} | {threshold:.4g} | {sensitivity:.3f} | {specificity:.3f} |")
     return [
         "## Thresholds",
         "",
@@ -241,8 +263,8 @@ def _limits(record: DownstreamRecord, data: Dataset) -> list[str]:
         "## Intended use and limits",
         "",
         f"- {USE} No regulator has seen it; no patient's care may depend on it.",
-        f"- It knows images like those of {data.title}: another scanner, hospital, population or projection may break "
-        "it, and it says nothing of that. Judge it on your own labelled images first.",
+        f"- It knows images like those of {_text(data.title)}: another scanner, hospital, population or projection may "
+        "break it, and it says nothing of that. Judge it on your own labelled images first.",
         f"- Images are {data.size} px: findings that this hides cannot be seen.",
         "- Probabilities are not calibrated. Of images of something else it still names one of its classes.",
         "",

@@ -63,7 +63,7 @@ def export(store: Store, folder: str, trained: Trained, data: Dataset, out: Path
     contents = {
         ONNX: graph,
         WEIGHTS: dump_weights(state, metadata),
-        PREPROCESSING: _json(preprocessing(trained, channels)),
+        PREPROCESSING: _json(preprocessing(trained, data)),
         CONFIG: _json(configuration(trained, channels)),
         CARD: model_card(
             trained, data, recorded, opset=OPSET, off=off, pretraining=about_pretraining(store, trained)
@@ -144,14 +144,17 @@ def run_onnx(graph: bytes, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.concatenate(parts)
 
 
-def preprocessing(trained: Trained, channels: int) -> dict[str, Any]:
+def preprocessing(trained: Trained, data: Dataset) -> dict[str, Any]:
     """Return what images need before the network, as Hugging Face's image processors name it.
 
-    The ONNX graph does it itself, but for the resizing.
+    The ONNX graph does it itself, but for the resizing. ``fit`` is a word of our own, for images that were imported:
+    they were made square by padding or cropping before they were resized, for which no such processor has a name.
     """
+    fit = data.origin.fit if data.origin else None
     side = {"height": trained.size, "width": trained.size}
     return {
         "image_processor_type": "ViTImageProcessor",  # the plainest of them: resize, rescale, normalise
+        **({"fit": fit} if fit else {}),
         "do_resize": True,
         "size": side,
         "resample": 3,  # Pillow's bicubic
@@ -161,7 +164,7 @@ def preprocessing(trained: Trained, channels: int) -> dict[str, Any]:
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
         "do_convert_rgb": True,
-        "trained_on_channels": channels,
+        "trained_on_channels": data.channels,
     }
 
 

@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from sklearn.metrics import recall_score
 
+from app.data.origin import Origin
 from app.models import export as exporting
 from app.models.card import at_threshold, auroc_interval, model_card
 from app.models.export import run_onnx
@@ -167,6 +168,34 @@ def test_sensitivity_and_specificity_are_recalls():
     known = labels >= 0
     expected = [recall_score(labels[known], scores[known] > 0.5, pos_label=value) for value in (1, 0)]
     assert at_threshold(labels, scores, 0.5) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("fit", "said"), [("pad", "padded with black"), ("crop", "cut to the square"), (None, None)])
+def test_how_imported_images_became_squares_goes_with_the_model(made, tmp_path, monkeypatch, fit, said):
+    trained = load_trained(made.store, made.job("binary_gray"))
+    recorded = recorded_scores(made.store, made.job("binary_gray"), trained)
+    origin = Origin("binary-class", ["a", "b"], {}, {}, {"fit": fit}) if fit else None
+    data = replace(own_data(made.store, trained), origin=origin)
+    monkeypatch.setattr(exporting, "to_onnx", lambda *_: b"")
+    monkeypatch.setattr(exporting, "run_onnx", lambda *_: recorded)
+    exporting.export(made.store, made.job("binary_gray"), trained, data, tmp_path)
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text()).get("fit") == fit
+    text = (tmp_path / "README.md").read_text()
+    assert ("Images that are not square have to be" in text) == (fit is not None)
+    assert said is None or f"have to be {said}" in text
+
+
+def test_names_of_others_are_text_on_the_card(made):
+    """A class of a folder's or a table's name; neither a cell of a table, nor HTML, nor a line."""
+    name = "a|b <img src=x>\n# c"
+    trained = load_trained(made.store, made.job("binary_gray"))
+    trained = replace(trained, record=trained.record.model_copy(update={"labels": {"0": "no", "1": name}}))
+    data = replace(own_data(made.store, trained), title=name)
+    text = model_card(trained, data, recorded_scores(made.store, made.job("binary_gray"), trained), opset=18, off=0.0)
+    body = text.split("---\n", 2)[2]
+    assert body.count("a\\|b &lt;img src=x> # c") == 5  # the heading, classes, data, thresholds, limits
+    assert "a|b" not in body
+    assert "\n# c" not in body
 
 
 def test_the_card_names_the_images_of_the_pretraining_and_their_licence(made):
