@@ -28,9 +28,7 @@ class UsageError(AppError):
 
 def missing_extra(what: str, library: str, extra: str) -> UsageError:
     """Return the error of a command that needs a library of an optional extra."""
-    return UsageError(
-        f"{what}: {library} is not installed; pip install 'byol-med[{extra}]', or '.[{extra}]' in a clone"
-    )
+    return UsageError(f"{what}: {library} is not installed; pip install '.[{extra}]' in a clone")
 
 
 class InputError(AppError):

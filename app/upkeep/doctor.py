@@ -243,10 +243,8 @@ def cache() -> str:
 
 
 def store_works(store: Store) -> str:
-    """Write, read, write under a condition, and compare the clocks."""
+    """Write, read, write under a condition, and compare the clocks; then look at the room, of which little may do."""
     key = keys.probe(secrets.token_hex(8))
-    if isinstance(store, FolderStore):
-        room(store.root, "choose another --store")
     try:
         first = store.create(key, b"1")
         if first is None or store.create(key, b"2") is not None:
@@ -261,6 +259,8 @@ def store_works(store: Store) -> str:
             raise Doubt(f"{store.uri}: its clock is {found.age:+.0f} s off this machine's; set both by NTP")
     finally:
         store.delete(key)
+    if isinstance(store, FolderStore):
+        room(store.root, "choose another --store")
     return f"{store.uri}: reads, writes, keeps conditions"
 
 
@@ -297,7 +297,7 @@ def extras() -> str:
     there = [extra for extra, names in EXTRAS.items() if all(importlib.util.find_spec(name) for name in names)]
     missing = [extra for extra in EXTRAS if extra not in there]
     said = f"{', '.join(there) or 'none'} installed"
-    return said + (f"; pip install 'byol-med[{','.join(missing)}]' for the others" if missing else "")
+    return said + (f"; pip install '.[{','.join(missing)}]' in a clone for the others" if missing else "")
 
 
 def argo() -> str:

@@ -75,7 +75,9 @@ def test_fewer_images_than_neighbours_are_all_shown():
     assert Image.open(io.BytesIO(neighbour_sheet(few, few, 8))).size == (6 + 3 * 118, 6 + 2 * 146)
 
 
-@pytest.mark.parametrize(("out", "said"), [("f.txt", ".npz, .csv or .parquet"), ("f.parquet", "'byol-med[parquet]'")])
+@pytest.mark.parametrize(
+    ("out", "said"), [("f.txt", ".npz, .csv or .parquet"), ("f.parquet", "'.[parquet]' in a clone")]
+)
 def test_what_cannot_be_written_is_said_before_anything_is_read(call, tmp_path, monkeypatch, out, said):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, _, err = call("embed", "--model", "runs/r/pretrain/byol-s0", tmp_path / "none", "--out", tmp_path / out)

@@ -160,7 +160,7 @@ def test_a_missing_library_is_one_line(call, made, tmp_path, monkeypatch, librar
     monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None if name == library else original(name))
     code, _, err = call("export", "--model", f"{made.store.uri}/{made.job('binary_gray')}", tmp_path / "out")
     assert code == 2
-    assert f"export: {library} is not installed; pip install 'byol-med[export]'" in err
+    assert f"export: {library} is not installed; pip install '.[export]' in a clone" in err
 
 
 def test_sensitivity_and_specificity_are_recalls():

@@ -208,4 +208,4 @@ def test_without_captum_heat_maps_say_what_to_install(made, call, tmp_path, monk
     )  # fmt: skip
     assert code == 2
     assert not list(tmp_path.iterdir())
-    assert "pip install 'byol-med[export]'" in err
+    assert "pip install '.[export]' in a clone" in err

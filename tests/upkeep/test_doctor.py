@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from app import cli
 from app.config import load_config
 from app.data import write_phantoms
-from app.errors import InputError, StorageError, UsageError
+from app.errors import InputError, StorageError, UsageError, missing_extra
 from app.storage import FolderStore, Versioned
 from app.upkeep import doctor
 from app.upkeep.doctor import Doubt, Finding, examine, verdict
@@ -104,6 +106,24 @@ def test_a_store_that_breaks_its_word_is_found_out(tmp_path, kind, raised, said)
     with pytest.raises(raised, match=said):
         doctor.store_works(kind(tmp_path))
     assert list(FolderStore(tmp_path).list()) == []
+
+
+def test_a_store_that_breaks_its_word_is_found_out_on_a_full_disk_too(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage._replace(free=10**8))
+    with pytest.raises(UsageError, match="conditional_writes=off"):
+        doctor.store_works(Careless(tmp_path))
+    with pytest.raises(Doubt, match="100 MB free; choose another --store"):
+        doctor.store_works(FolderStore(tmp_path))
+
+
+def test_what_is_advised_to_install_can_be_installed(monkeypatch):
+    """Extras that pyproject.toml has, from a clone: the package is in no registry."""
+    project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
+    assert doctor.EXTRAS.keys() <= project["optional-dependencies"].keys()
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    advice = [doctor.extras(), str(missing_extra("x", "y", "export"))]
+    assert [re.findall("pip install '(.*?)\\[.*' in a clone", line) for line in advice] == [["."], ["."]]
 
 
 def test_a_store_that_cannot_be_opened_leaves_the_data_out(data):
