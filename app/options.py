@@ -93,16 +93,18 @@ class Asked:
         """Single overrides: a workflow has one parameter for all of them, a line each."""
         return [line.strip() for text in self.overrides or [] for line in text.splitlines() if line.strip()]
 
-    def own(self) -> tuple[list[str], list[str]]:
+    def own(self, *, planned: bool = False) -> tuple[list[str], list[str]]:
         """Return what ``--unlabelled``, ``--labelled`` and ``--size`` say in the words of ``--data`` and of ``--set``.
 
-        The monitor reads the first labelled set, since it is what the encoder is for.
+        The monitor reads the first labelled set, since it is what the encoder is for; that of a run that is planned
+        stays, since its encoders know it.
         """
         sources: dict[str, str] = {}
         pretrain = _named(self.unlabelled, sources) if self.unlabelled else None
         labelled = [_named(source, sources) for source in self.labelled or []]
         lines = [f"data.pretrain={pretrain}"] if pretrain else []
-        lines += [f"study.datasets=[{','.join(labelled)}]", f"data.monitor={labelled[0]}"] if labelled else []
+        lines += [f"study.datasets=[{','.join(labelled)}]"] if labelled else []
+        lines += [f"data.monitor={labelled[0]}"] if labelled and not planned else []
         lines += [f"data.size={self.size}"] if self.size is not None else []
         return [f"{name}={source}" for name, source in sources.items()], lines
 
@@ -115,11 +117,12 @@ class Asked:
         """
         from app.config import load_config
 
-        own_sources, own_lines = self.own()
+        base = None if self.preset else base
+        own_sources, own_lines = self.own(planned=base is not None)
         return load_config(
             self.preset or "recommended",
             [*own_lines, *self.lines, *more, *self._tensorboard()],
-            base=None if self.preset else base,
+            base=base,
             sources=[*own_sources, *(self.sources or [])],
             data_root=self.data_root,
             imagenet_weights=self.weights or None,

@@ -287,6 +287,23 @@ def test_two_ways_of_making_squares_in_one_study_are_said(call, tmp_path, monkey
     assert len(warned) == (fit == "pad")
 
 
+def test_a_run_grows_by_another_own_set(call, tmp_path):
+    """What its encoders were watched by stays: that would make another experiment of it."""
+    rng = np.random.default_rng(2)
+    for name in ("first", "second"):
+        arrays = {f"{split}_images": rng.integers(0, 256, (20, 28, 28), np.uint8) for split in ("train", "val", "test")}
+        labels = {f"{split}_labels": np.arange(20)[:, None] % 2 for split in ("train", "val", "test")}
+        np.savez(tmp_path / f"{name}.npz", **arrays, **labels)
+    np.savez(tmp_path / "scans.npz", images=rng.integers(0, 256, (30, 28, 28), np.uint8))
+    own = ["--unlabelled", "scans.npz", "--labelled", "first.npz", "--preset", "smoke", "--set", "data.subset=null"]
+    assert call("plan", "--run-id", "r", *own)[0] == 0
+    code, _, err = call("plan", "--run-id", "r", "--labelled", "second.npz")
+    assert code == 0, err
+    plan = experiment("r")
+    assert plan["config"]["study"]["datasets"] == ["first", "second"]
+    assert (plan["monitor"], plan["config"]["data"]["pretrain"]) == ("first", "scans")
+
+
 @pytest.mark.parametrize("command", ["plan", "run"])
 def test_strict_overlap_refuses(call, phantoms, copies, command):
     options = ["--store", "runs", "--run-id", "r", "--preset", "smoke", *SMALL, "--data-root", phantoms]
