@@ -96,6 +96,11 @@ class Dataset:
         """The test split."""
         return self.splits["test"]
 
+    @property
+    def read_as(self) -> dict[str, Any]:
+        """How image files became its squares, for a record; {} where that is not known."""
+        return {"reading": self.origin.read_as()} if self.origin else {}
+
     def class_counts(self, split: str) -> list[int]:
         """Return the number of images per class in ``split`` (multi-label: of positives per label)."""
         return _class_counts(self.splits[split].labels, self.n_classes)

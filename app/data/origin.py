@@ -48,6 +48,12 @@ class Origin:
             raise InputError(f"{path}: names {len(self.classes)} classes, but its labels have {count}; import it again")
         return {str(index): name for index, name in enumerate(self.classes)}
 
+    def read_as(self) -> dict[str, Any]:
+        """Return how its images became squares, as ``Levels`` and ``Fit`` have it: others are to be read alike."""
+        reading = self.description.get("reading")
+        levels = reading.get("levels") if isinstance(reading, dict) else None
+        return {"fit": self.description.get("fit")} | ({"levels": levels} if levels else {})
+
     def say(self) -> str:
         """Say in words how the set was made: its images' fit, its patients, its source's checksum."""
         patients: dict[str, int] | None = self.description.get("patients")

@@ -47,6 +47,11 @@ class Unlabelled:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def read_as(self) -> dict[str, Any]:
+        """How image files became these squares, for a record; {} where that is not known."""
+        return {"reading": {"levels": self.reading.levels.as_json()}} if self.reading else {}
+
     def describe(self, role: str = "pretrain") -> dict[str, Any]:
         """Return the JSON-ready entry for the run's record."""
         return {

@@ -68,7 +68,7 @@ def predict(
         write_predictions,
         writer_for,
     )
-    from app.models.trained import find_job, load_trained
+    from app.models.trained import find_job, load_trained, reading_of
     from app.progress import Progress
     from app.runtime import choose_device, prepare
 
@@ -80,8 +80,8 @@ def predict(
     prepare(device, asked.threads)
     opened, folder = find_job(model, store)
     trained = load_trained(opened, folder)
-    own_fit = trained.record.config.get("reading", {}).get("fit", "pad")
-    options = ReadOptions(one_of("--fit", fit or own_fit, Fit), frame, max_unreadable / 100, anonymise)
+    own_fit, levels = reading_of(opened, folder)
+    options = ReadOptions(one_of("--fit", fit or own_fit, Fit), frame, max_unreadable / 100, anonymise, levels)
     if source is None:
         pictures = own_test_pictures(own_data(opened, trained, asked.sources or [], asked.data_root))
     else:
@@ -113,7 +113,7 @@ def embed(
     sheet: Annotated[Path, typer.Option("--sheet", help="PNG file for the neighbours.")] = Path("neighbours.png"),
     count: Annotated[int, typer.Option("--count", min=1, help="Neighbours to show.")] = 8,
     split: Split = "train",
-    fit: Fitting = "pad",
+    fit: Fitting = "",
     frame: Frame = None,
     max_unreadable: MaxUnreadable = 1,
     anonymise: Anonymise = False,
@@ -129,15 +129,16 @@ def embed(
     from app.data.reading import Fit, ReadOptions
     from app.models.embed import embed_pictures, neighbour_sheet, write_features, writer_for
     from app.models.inputs import read_pictures
-    from app.models.trained import encoder_channels, encoder_size, find_job, load_encoder
+    from app.models.trained import encoder_channels, encoder_size, find_job, load_encoder, reading_of
     from app.runtime import choose_device, prepare
 
-    options = ReadOptions(one_of("--fit", fit, Fit), frame, max_unreadable / 100, anonymise)
     writer_for(out)
     device = choose_device(asked.device or "auto")
     prepare(device, asked.threads)
     opened, folder = find_job(model, store)
     encoder, metadata = load_encoder(opened, folder)
+    own_fit, levels = reading_of(opened, folder)
+    options = ReadOptions(one_of("--fit", fit or own_fit, Fit), frame, max_unreadable / 100, anonymise, levels)
     size, channels = encoder_size(metadata), encoder_channels(metadata)
     name = f"{opened.uri}/{folder}"
     pictures = read_pictures(source, size=size, split=split, options=options)

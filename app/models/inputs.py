@@ -70,6 +70,12 @@ def read_pictures(source: Path, *, size: int, split: str = "test", options: Read
         return _read_npz(source, size, split, options or ReadOptions())
     squares = read_squares(source, size, options)
     Progress("images").say(f"{source}: {squares.reading.line()}")
+    if squares.guessed:
+        Progress("images").say(
+            f"WARNING: {source}: what is black and white in {squares.guessed} images of more than 8 bits is told from "
+            "these images alone, since the model learned from none of such levels, or does not say so; among others "
+            "the same image may get other predictions"
+        )
     named = list(squares.items())
     return Pictures(
         source=str(source),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from app.data.reading import Fit, Levels
 from app.errors import InputError, UsageError
 from app.jobs import keys
 from app.jobs.checkpoint import parse_weights
@@ -113,6 +114,30 @@ def load_encoder(store: Store, folder: str) -> tuple[Encoder, dict[str, str]]:
     encoder = Encoder(network["architecture"], network["stem"])
     encoder.load_plain_state(state, source=where)
     return encoder.eval(), metadata
+
+
+def reading_of(store: Store, folder: str) -> tuple[Fit, Levels | None]:
+    """Tell how the images that a job's model learned from were read, so that others can be read alike.
+
+    Returns:
+        What became of images that are not square, and what is black and white in those of more than 8 bits; None
+        where the record does not say it.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    record = read_record(store, folder)
+    config, data = record.get("config"), record.get("data")
+    if not isinstance(config, dict) or not isinstance(data, dict) or not data:
+        raise InputError(f"{store.uri}/{folder}: its record is damaged; run the job again, or --overwrite")
+    entry = data.get(record.get("dataset")) or next(iter(data.values()))
+    read = entry.get("reading", {})
+    fit = read.get("fit") or config.get("reading", {}).get("fit", "pad")
+    try:
+        levels = Levels.of_json(read["levels"]) if "levels" in read else None
+    except ValueError as error:
+        raise InputError(f"{store.uri}/{folder}: its record is damaged ({error}); run the job again") from error
+    return fit, levels
 
 
 def encoder_size(metadata: dict[str, str]) -> int:

@@ -319,7 +319,7 @@ class Evaluation:
             science=self.job.science,
             config=self.run.config.model_dump(mode="json"),
             environment=environment(self.device) | where,
-            data={data.name: {"sha256": data.sha256}},
+            data={data.name: {"sha256": data.sha256} | data.read_as},
             task=data.task,
             labels=data.labels,
             metrics=mean_of([o.test for o in self.outcomes]),

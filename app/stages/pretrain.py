@@ -217,7 +217,7 @@ def result(
         science=science,
         config=config.model_dump(mode="json"),
         environment=environment(trainer.device) | where,
-        data={data.name: {"sha256": data.sha256, "images": len(data)}},
+        data={data.name: {"sha256": data.sha256, "images": len(data)} | data.read_as},
         metrics=trainer.metrics,
         timings={
             "seconds": round(trainer.seconds, 3),

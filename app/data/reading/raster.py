@@ -23,6 +23,47 @@ Fit = Literal["pad", "crop"]
 
 
 @dataclass(frozen=True)
+class Levels:
+    """What is black and white in images of more than 8 bits that do not say so themselves.
+
+    Attributes:
+        bits: of the instruments that made the images, from the fewest on; none without such images.
+        range: the narrowest of the ``RANGES`` that holds nearly all levels which fill no bits; None without such.
+    """
+
+    bits: tuple[int, ...] = ()
+    range: int | None = None
+
+    def bits_of(self, filled: int) -> int:
+        """Return the bits of the instrument that made an image which fills so many."""
+        return next((bits for bits in self.bits if bits >= filled), filled)
+
+    def hold(self, raster: Raster) -> bool:
+        """Say whether black and white of an image are known: it says so itself, or is within these levels."""
+        if raster.span is not None:
+            return self.range is not None and raster.span.range <= self.range
+        return raster.bits is None or raster.sure or raster.bits <= max(self.bits, default=0)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {"bits": list(self.bits), "range": self.range}
+
+    @classmethod
+    def of_json(cls, value: Any) -> Levels:
+        """Return the levels of which this is the ``as_json``.
+
+        Raises:
+            ValueError: of none.
+        """
+        bits, of_range = (value.get("bits"), value.get("range")) if isinstance(value, dict) else (None, None)
+        if not isinstance(bits, list) or not all(type(each) is int and 8 <= each <= 16 for each in bits):
+            raise ValueError(f"{value!r}: no levels")
+        if of_range not in (None, 0, 1, 2):
+            raise ValueError(f"{value!r}: no levels")
+        return cls(tuple(sorted(bits)), of_range)
+
+
+@dataclass(frozen=True)
 class ReadOptions:
     """What a user decides of reading images.
 
@@ -31,6 +72,7 @@ class ReadOptions:
         frame: which frame of files that hold several, counted from 1; None refuses them.
         max_unreadable: share of the images that may be unreadable, 0 to 1.
         anonymise: hash the names of files wherever they are kept or said.
+        levels: of the images that a model learned from, which is to see others alike; None: the images read tell them.
         key: of these hashes. It is drawn anew and kept nowhere, since who can guess a name could else try it out.
     """
 
@@ -38,6 +80,7 @@ class ReadOptions:
     frame: int | None = None
     max_unreadable: float = 0.01
     anonymise: bool = False
+    levels: Levels | None = None
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False, compare=False)
 
     def shown(self, name: str) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.data.files import Images
-from app.data.reading.raster import RANGES, NoImage, Raster, ReadOptions, Seen, Unreadable
+from app.data.reading.raster import RANGES, Levels, NoImage, Raster, ReadOptions, Seen, Unreadable
 from app.data.reading.readers import read_raster, reader_of
 from app.data.reading.search import Found, find_images, one_image
 from app.data.reading.summary import Reading, named
@@ -64,6 +64,7 @@ class Squares:
         seen: what is known of each image that was read, in their order.
         shape: (N, size, size) if every image is gray in content, else (N, size, size, 3).
         reading: what was done.
+        guessed: of how many images black and white are told by these images, not by them or by the options' levels.
         refused: the file system refused a file, which it may give another time.
 
     Raises:
@@ -125,9 +126,9 @@ class Squares:
             raise InputError(f"{folder}: holds no image that can be read; {reading.line()}; give another folder")
         sides = [max(seen.width, seen.height) for seen in self.seen]
         reading.sides = (min(sides), max(sides))
-        self._bits = instruments(raster.bits for raster in self._rasters if raster.bits and not raster.sure)
-        spans = sorted(raster.span.range for raster in self._rasters if raster.span)
-        self._range = spans[-1 - int(FEW * len(spans))] if spans else 0
+        known, told = self._options.levels or Levels(), _levels(self._rasters)
+        self.guessed = sum(not known.hold(raster) for raster in self._rasters)
+        reading.levels = Levels(known.bits or told.bits, told.range if known.range is None else known.range)
         reading.notes.update(scale[2] for raster in self._rasters if (scale := self._scale(raster)))
         self._gray = all(dimensions == 2 for _, dimensions in self._kinds)
         self.shape = (reading.read, size, size) if self._gray else (reading.read, size, size, 3)
@@ -138,11 +139,11 @@ class Squares:
     def _scale(self, raster: Raster) -> tuple[float, float, str] | None:
         """Which levels are black and white, and how that is said; None for uint8."""
         if raster.span is not None:
-            of_range = max(raster.span.range, self._range)
+            of_range = max(raster.span.range, self.reading.levels.range or 0)
             return *raster.span.ends(of_range), RANGES[of_range]
         if raster.bits is None:
             return None
-        bits = raster.bits if raster.sure else self._bits[raster.bits]
+        bits = raster.bits if raster.sure else self.reading.levels.bits_of(raster.bits)
         return 0, 2**bits - 1, f"of {bits} bits"
 
     def array(self) -> Images:
@@ -193,6 +194,13 @@ def read_squares(source: Path, size: int, options: ReadOptions | None = None, pr
             source, find_images(source, anonymise=options is not None and options.anonymise), size, options, progress
         )
     return Squares(source.parent, Found(files=[one_image(source)]), size, options, progress)
+
+
+def _levels(rasters: Sequence[Raster]) -> Levels:
+    """Tell black and white from all images of a folder."""
+    bits = instruments(raster.bits for raster in rasters if raster.bits and not raster.sure)
+    spans = sorted(raster.span.range for raster in rasters if raster.span)
+    return Levels(tuple(sorted({*bits.values()})), spans[-1 - int(FEW * len(spans))] if spans else None)
 
 
 def instruments(depths: Iterable[int]) -> dict[int, int]:

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.data.reading.raster import Levels
 from app.data.reading.search import left_out
 
 COUNTERS = ("kinds", "left_out", "no_image", "notes")
@@ -25,6 +26,7 @@ class Reading:
         unreadable: name and reason of each image that could not be read.
         notes: how many images were treated in some way.
         sides: the longer side of the smallest and of the largest picture, in pixels.
+        levels: what was black and white in images of more than 8 bits.
     """
 
     read: int = 0
@@ -34,6 +36,7 @@ class Reading:
     unreadable: dict[str, str] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
     sides: tuple[int, int] = (0, 0)
+    levels: Levels = field(default_factory=Levels)
 
     def line(self) -> str:
         """Say it in one line."""
@@ -60,7 +63,10 @@ class Reading:
             os.fsencode(name).decode("utf-8", "backslashreplace"): reason for name, reason in self.unreadable.items()
         }
         counters = {name: dict(getattr(self, name)) for name in COUNTERS}
-        return {"read": self.read, **counters, "unreadable": readable, "sides": list(self.sides)}
+        return {
+            "read": self.read, **counters, "unreadable": readable, "sides": list(self.sides),
+            "levels": self.levels.as_json(),
+        }  # fmt: skip
 
     @classmethod
     def of_json(cls, value: dict[str, Any]) -> Reading:
@@ -68,8 +74,9 @@ class Reading:
         counters = {name: Counter(value[name]) for name in COUNTERS}
         low, high = value["sides"]
         return cls(
-            read=int(value["read"]), unreadable=dict(value["unreadable"]), sides=(int(low), int(high)), **counters
-        )
+            read=int(value["read"]), unreadable=dict(value["unreadable"]), sides=(int(low), int(high)),
+            levels=Levels.of_json(value["levels"]), **counters,
+        )  # fmt: skip
 
 
 def named(unreadable: dict[str, str]) -> str:
