@@ -127,16 +127,14 @@ def reading_of(store: Store, folder: str) -> tuple[Fit, Levels | None]:
         InputError: the record is damaged.
     """
     record = read_record(store, folder)
-    config, data = record.get("config"), record.get("data")
-    if not isinstance(config, dict) or not isinstance(data, dict) or not data:
-        raise InputError(f"{store.uri}/{folder}: its record is damaged; run the job again, or --overwrite")
-    entry = data.get(record.get("dataset")) or next(iter(data.values()))
-    read = entry.get("reading", {})
-    fit = read.get("fit") or config.get("reading", {}).get("fit", "pad")
     try:
+        data, before = record["data"], record["config"].get("reading", {})
+        read = data[record.get("dataset") or next(iter(data))].get("reading", {})
+        fit = read.get("fit") or before.get("fit", "pad")
         levels = Levels.of_json(read["levels"]) if "levels" in read else None
-    except ValueError as error:
-        raise InputError(f"{store.uri}/{folder}: its record is damaged ({error}); run the job again") from error
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        where = f"{store.uri}/{folder}"
+        raise InputError(f"{where}: its record is damaged (how images were read); run the job again") from error
     return fit, levels
 
 

@@ -16,11 +16,14 @@ from app.config import load_config
 from app.data import load_dataset
 from app.data.own import LabelSource, import_images
 from app.data.reading import Levels, ReadOptions
+from app.errors import InputError
+from app.jobs.records import read_record, write_json
 from app.jobs.run import Run
 from app.models.inputs import read_pictures
 from app.models.predict import recorded_scores
 from app.models.trained import load_trained, reading_of
 from app.stages import downstream
+from app.storage import FolderStore
 
 
 class Own(NamedTuple):
@@ -118,3 +121,15 @@ def test_what_are_no_levels_is_refused(value):
     with pytest.raises(ValueError, match="no levels"):
         Levels.of_json(value)
     assert Levels.of_json(Levels((12, 16), 1).as_json()) == Levels((12, 16), 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"data": None}, {"data": {}}, {"data": {"mine": {"reading": []}}}, {"data": {"mine": {"reading": {"levels": 3}}}},
+     {"config": []}],
+)  # fmt: skip
+def test_a_damaged_record_is_one_line(made, own, tmp_path, change):
+    store = FolderStore(tmp_path)
+    write_json(store, f"{own.job}/record.json", read_record(made.store, own.job) | change)
+    with pytest.raises(InputError, match="its record is damaged"):
+        reading_of(store, own.job)
