@@ -90,9 +90,7 @@ def test_a_tracker_that_fails_is_one_line_without_secrets(mlflow, monkeypatch):
 def test_without_the_libraries_a_wish_is_refused_and_an_environment_is_not(monkeypatch):
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
     need_trackers(None)
-    with pytest.raises(
-        UsageError, match=r"--tensorboard: tensorboard is not installed; pip install 'byol-med\[track\]'"
-    ):
+    with pytest.raises(UsageError, match=r"--tensorboard: tensorboard is not installed; pip install '\.\[track\]'"):
         need_trackers("logs")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     said: list[str] = []
