@@ -42,11 +42,10 @@ def track(
         tensorboard: a folder; None for none.
         warn: told in a line what a tracker failed with, whatever it was: the result is published.
     """
-    points = list(points_of(record, files))
     if tensorboard is not None:
-        _try("TensorBoard", lambda: _to_tensorboard(record, points, tensorboard), warn)
+        _try("TensorBoard", lambda: _to_tensorboard(record, list(points_of(record, files)), tensorboard), warn)
     if os.environ.get(MLFLOW):
-        _try("MLflow", lambda: _to_mlflow(record, points), warn)
+        _try("MLflow", lambda: _to_mlflow(record, list(points_of(record, files))), warn)
 
 
 def points_of(record: Mapping[str, Any], files: Mapping[str, bytes]) -> Iterator[Point]:

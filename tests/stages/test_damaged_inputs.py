@@ -480,7 +480,7 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], int, str]] = {
         "cannot be a run's name",
     ),
     "name: a line break": (
-        lambda p: ["report", "--store", str(p.store), "--run-id", "a\nb"], 2, "not a plain relative path",
+        lambda p: ["report", "--store", str(p.store), "--run-id", "a\nb"], 66, "--run-id a b: ",
     ),
 }  # fmt: skip
 
