@@ -29,7 +29,10 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     Label curves are younger than runs without one.
     """
     recommended, protocols = _load_preset("recommended"), settings.get("protocols")
-    whole = dict(settings) | {name: recommended[name] | settings.get(name, {}) for name in ("runtime", "reading")}
+    whole = dict(settings)
+    for name in ("runtime", "reading"):
+        if isinstance(mine := settings.get(name, {}), dict):  # else it is refused where it is validated
+            whole[name] = recommended[name] | mine
     if isinstance(protocols, Mapping):
         few = {
             name: {"curve": None} | recipe
