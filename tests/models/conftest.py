@@ -30,7 +30,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
-@pytest.fixture(scope="package")
+# Not of the package: pytest would keep the small network to the end of the session, for the tests of other folders too.
+@pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     root = tmp_path_factory.mktemp("made")
     files = {name: root / f"{name}.npz" for name in SETS}
