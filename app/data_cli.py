@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from app.cluster.parameters import check_parameters, read_parameters
 from app.errors import UsageError
-from app.options import Anonymise, Asked, Fitting, Frame, MaxUnreadable, Seed, Size, example, one_of, takes_settings
-
-if TYPE_CHECKING:
-    from app.data.reading import ReadOptions
+from app.options import Anonymise, Asked, Fitting, Frame, MaxUnreadable, Seed, Size, example, takes_settings
 
 data_app = typer.Typer(help="Get data sets, and make them of your own images.", no_args_is_help=True)
 
@@ -87,6 +84,7 @@ def check(
 ) -> None:
     """Look through a folder of images: how many of what kinds, sizes and depths, what is double, what is unreadable."""
     from app.data.own import check_images
+    from app.data.reading import ReadOptions
     from app.jobs.run import reading_bar
     from app.progress import Progress
 
@@ -95,7 +93,7 @@ def check(
             source,
             sheet=sheet,
             patient_regex=patient_regex,
-            options=_options(fit, frame, max_unreadable, anonymise),
+            options=ReadOptions.asked(fit, frame, max_unreadable, anonymise),
             progress=told,
         )
     for line in found.lines():
@@ -136,6 +134,7 @@ def import_(
     """Make a labelled set of a folder of images: split by patient, in MedMNIST's layout."""
     from app.data import SIZES
     from app.data.own import LabelSource, import_images
+    from app.data.reading import ReadOptions
     from app.jobs.run import reading_bar
     from app.progress import Progress
 
@@ -151,15 +150,9 @@ def import_(
             labels=labels,
             split=split,
             seed=seed,
-            options=_options(fit, frame, max_unreadable, anonymise),
+            options=ReadOptions.asked(fit, frame, max_unreadable, anonymise),
             progress=told,
         )
     for line in made.lines():
         print(line)
     print(out)
-
-
-def _options(fit: str, frame: int | None, per_cent: float, anonymise: bool) -> ReadOptions:
-    from app.data.reading import Fit, ReadOptions
-
-    return ReadOptions(one_of("--fit", fit, Fit), frame, per_cent / 100, anonymise)

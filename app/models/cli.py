@@ -15,7 +15,6 @@ from app.options import (
     MaxUnreadable,
     StoreUri,
     example,
-    one_of,
     takes_settings,
 )
 
@@ -55,7 +54,7 @@ def predict(
 
     Where the images are the study's own test images, the predictions have to be the recorded ones, to 1e-4.
     """
-    from app.data.reading import Fit, ReadOptions
+    from app.data.reading import ReadOptions
     from app.models.heatmaps import draw_heatmaps, need_captum
     from app.models.inputs import read_pictures
     from app.models.predict import (
@@ -81,7 +80,7 @@ def predict(
     opened, folder = find_job(model, store)
     trained = load_trained(opened, folder)
     own_fit, levels = reading_of(opened, folder)
-    options = ReadOptions(one_of("--fit", fit or own_fit, Fit), frame, max_unreadable / 100, anonymise, levels)
+    options = ReadOptions.asked(fit or own_fit, frame, max_unreadable, anonymise, levels)
     if source is None:
         pictures = own_test_pictures(own_data(opened, trained, asked.sources or [], asked.data_root))
     else:
@@ -126,7 +125,7 @@ def embed(
     Nearest is what has the largest cosine of its features with the query's.
     """
     from app.data.files import atomic_write
-    from app.data.reading import Fit, ReadOptions
+    from app.data.reading import ReadOptions
     from app.models.embed import embed_pictures, neighbour_sheet, write_features, writer_for
     from app.models.inputs import read_pictures
     from app.models.trained import encoder_channels, encoder_size, find_job, load_encoder, reading_of
@@ -138,7 +137,7 @@ def embed(
     opened, folder = find_job(model, store)
     encoder, metadata = load_encoder(opened, folder)
     own_fit, levels = reading_of(opened, folder)
-    options = ReadOptions(one_of("--fit", fit or own_fit, Fit), frame, max_unreadable / 100, anonymise, levels)
+    options = ReadOptions.asked(fit or own_fit, frame, max_unreadable, anonymise, levels)
     size, channels = encoder_size(metadata), encoder_channels(metadata)
     name = f"{opened.uri}/{folder}"
     pictures = read_pictures(source, size=size, split=split, options=options)

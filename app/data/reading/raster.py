@@ -83,6 +83,19 @@ class ReadOptions:
     levels: Levels | None = None
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False, compare=False)
 
+    @classmethod
+    def asked(
+        cls, fit: str, frame: int | None, per_cent: float, anonymise: bool, levels: Levels | None = None
+    ) -> ReadOptions:
+        """Return what the options of a command say; ``per_cent`` of the images may be unreadable, 0 to 100.
+
+        Raises:
+            UsageError: ``fit`` is unknown.
+        """
+        from app.options import one_of
+
+        return cls(one_of("--fit", fit, Fit), frame, per_cent / 100, anonymise, levels)
+
     def shown(self, name: str) -> str:
         """Return a file's name as it may be told: itself, or 16 hex digits of its keyed hash."""
         if not self.anonymise:
