@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # Two threads that spin while they wait would slow every test down on a busy machine; read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from app import cli
 from tests.processes import Launcher
 from tests.servers import Weed
 
@@ -20,6 +23,20 @@ from tests.servers import Weed
 def one_thread():
     """The nets here are too small to share; one thread also makes sums repeat bit for bit."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process; return exit code, standard output and standard error."""
+
+    def run(*args: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["app", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run
 
 
 class TinyEncoder(nn.Module):

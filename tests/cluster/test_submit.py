@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 import ssl
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from urllib3.exceptions import InsecureRequestWarning, MaxRetryError, SSLError
 
-from app import cli
 from app.cluster import argo
 from app.errors import StorageError
 from tests.cluster.documents import ROOT
@@ -116,15 +115,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def run(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["app", "submit", *args])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return run
+def call(call):
+    return functools.partial(call, "submit")
 
 
 def test_a_workflow_is_submitted_followed_and_its_report_named(server, call):

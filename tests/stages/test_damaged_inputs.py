@@ -134,12 +134,10 @@ def place(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pl
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def call(call):
     def run(*args: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["app", *args])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return int(stop.value.code or 0), capsys.readouterr().err
+        code, _, err = call(*args)
+        return code, err
 
     return run
 

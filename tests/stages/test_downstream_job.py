@@ -18,7 +18,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from app.config import load_config
-from app.data import write_phantoms
 from app.errors import CollapseError, InputError, Interrupted, UsageError
 from app.jobs import keys
 from app.jobs.checkpoint import load_checkpoint
@@ -32,27 +31,15 @@ from app.stages import downstream
 from app.stages import run as study
 from app.stages.plan import plan as planned
 from app.storage import FolderStore
-from tests import small
 from tests.checkpoints import save_checkpoint
 
+pytestmark = pytest.mark.usefixtures("small_network")
 SETTINGS = [
     "data.subset=24", "data.phantoms=never", "runtime.threads=1", "runtime.device=cpu", "runtime.grace_seconds=300",
     "protocols.finetune.epochs=2", "protocols.finetune.batch_size=8", "protocols.linear_probe.epochs=3",
     "protocols.linear_probe.batch_size=8", "protocols.few_shot.k=4", "protocols.few_shot.draws=3",
     "runtime.keep_models=all",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(root, counts={"breastmnist": (32, 16, 16)})
-    return root
-
-
-@pytest.fixture(autouse=True)
-def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    small.use(monkeypatch.setattr)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pytest
 import safetensors.numpy
 
 from app.config import completed, difference, load_config, parse_config
-from app.data import write_phantoms
 from app.errors import Interrupted, UsageError
 from app.jobs import keys
 from app.jobs.job import Job
@@ -22,26 +21,14 @@ from app.science import metrics
 from app.stages import downstream
 from app.stages.budgets import budgets, trials
 from app.storage import FolderStore
-from tests import small
 
+pytestmark = pytest.mark.usefixtures("small_network")
 CURVE = "protocols.{}.curve=[1, 2, 4, 50, 25%, 100%]"
 SETTINGS = [
     "data.phantoms=never", "runtime.threads=1", "runtime.device=cpu", "runtime.grace_seconds=300",
     *(f"protocols.{protocol}.{what}" for protocol in ("few_shot", "few_shot_frozen")
       for what in ("k=4", "draws=3", "epochs=3", "batch_size=8")),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(root, counts={"breastmnist": (32, 16, 16)})
-    return root
-
-
-@pytest.fixture(autouse=True)
-def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    small.use(monkeypatch.setattr)
 
 
 @pytest.fixture

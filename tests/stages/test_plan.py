@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app import cli
 from app.config import load_config
 from app.data import load_dataset, write_phantoms
 from app.errors import UsageError
@@ -38,18 +36,15 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+def call(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
+    """As everywhere, in a folder of the test's own, without the lines of progress."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("MEDMNIST_ROOT", raising=False)
 
     def run(*args: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["app", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        errors = [line for line in captured.err.splitlines() if not line.startswith("{")]
-        return int(stop.value.code or 0), captured.out, "\n".join(errors)
+        code, out, err = call(*args)
+        return code, out, "\n".join(line for line in err.splitlines() if not line.startswith("{"))
 
     return run
 

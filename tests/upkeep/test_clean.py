@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from app import cli
 from app.errors import InputError
 from app.jobs.claims import claimed
 from app.storage import FolderStore
@@ -36,18 +35,6 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FolderStore:
     (tmp_path / "cache/byol-med/images").mkdir(parents=True)
     (tmp_path / "cache/byol-med/images/x.npy").write_bytes(bytes(500))
     return store
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def run(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["app", *args])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 def names(store: FolderStore, *wanted: clean.What) -> list[str]:
