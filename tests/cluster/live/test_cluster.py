@@ -145,12 +145,9 @@ def test_logs_and_artifacts_are_in_the_store(smoke: Study, s3: Store) -> None:
 
 
 def test_argo_counts_studies_and_pretrainings(smoke: Study) -> None:
-    """What k8s/components/monitoring asks for; Argo's own certificate is nobody's."""
+    """What k8s/components/monitoring asks for."""
     with forwarded("deployment/workflow-controller", 9090, "argo") as port:
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        with urllib.request.urlopen(f"https://127.0.0.1:{port}/metrics", timeout=60, context=context) as answer:
-            text = answer.read().decode()
+        _, text = server_answer(port, "/metrics", "")
     for name in ("byol_studies", "byol_pretraining_tries"):
         assert re.search(rf'^argo_workflows_{name}\{{.*phase="Succeeded".*\}} [1-9]', text, re.MULTILINE), name
     assert re.search(r'^argo_workflows_pods_gauge\{phase="Pending"\} ', text, re.MULTILINE)
