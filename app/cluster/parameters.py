@@ -129,11 +129,6 @@ CHECKS: dict[str, Check] = {
     "disk": _bytes(0),
     "grace-seconds": _whole(1),
 }
-# What `data fetch` and `plan` take apart themselves, and what the first pod has started with.
-READ_ELSEWHERE = {
-    *("preset", "run-id", "datasets", "methods", "seeds", "set", "imagenet-weights"),
-    *("image", "store"),
-}
 
 
 def read_parameters(text: str) -> dict[str, str]:
