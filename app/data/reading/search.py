@@ -27,13 +27,7 @@ class Found:
 
     files: list[Path] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
     anonymise: bool = False
-
-    def leave_out(self, reason: str, path: Path) -> None:
-        """Count a file, or a folder, that is not read."""
-        self.left_out[reason] += 1
-        self.examples.setdefault(reason, str(path))
 
 
 def find_images(folder: Path, *, anonymise: bool = False) -> Found:
@@ -77,37 +71,37 @@ def _search(root: Path, folder: Path, found: Found, seen: set[tuple[int, int]]) 
     try:
         here = folder.stat()
         if (here.st_dev, here.st_ino) in seen:  # a link to a folder that was or is being searched
-            found.leave_out("links to folders that are read anyway", folder)
+            found.left_out["links to folders that are read anyway"] += 1
             return
         seen.add((here.st_dev, here.st_ino))
         names = sorted(os.listdir(os.fsencode(folder)))
     except OSError as error:
         if folder == root:
             raise file_error(error, folder, "reading") from error
-        found.leave_out("folders that cannot be read", folder)
+        found.left_out["folders that cannot be read"] += 1
         return
     for name in names:
         path = folder / os.fsdecode(name)
         if name.startswith(b".") or os.fsdecode(name).lower() in HIDDEN:
-            found.leave_out("hidden files or folders", path)
+            found.left_out["hidden files or folders"] += 1
             continue
         try:
             mode = path.stat().st_mode
         except OSError:
-            found.leave_out("links that lead nowhere", path)
+            found.left_out["links that lead nowhere"] += 1
             continue
         suffix = path.suffix.lower()
         if stat.S_ISDIR(mode):
             _search(root, path, found, seen)
         elif not stat.S_ISREG(mode):
-            found.leave_out("no files", path)
+            found.left_out["no files"] += 1
         elif os.fsdecode(name).lower() == INDEX:
-            found.leave_out("indexes of DICOM media", path)
+            found.left_out["indexes of DICOM media"] += 1
         elif reader_of(path) is not None:
             found.files.append(path)
         elif suffix not in COMPANIONS:
             kind = suffix if suffix and not found.anonymise else "unknown" if suffix else "unknown, without a suffix"
-            found.leave_out(f"of kind {kind}", path)
+            found.left_out[f"of kind {kind}"] += 1
 
 
 def left_out(counts: Counter[str]) -> str:
