@@ -9,7 +9,6 @@ import pytest
 from app.cluster.parameters import CHECKS, check_parameters
 from app.errors import UsageError
 from app.quantities import quantity, threads
-from tests.cluster.documents import ROOT, load
 
 
 @pytest.mark.parametrize(
@@ -63,16 +62,6 @@ WRONG = {
     "disk": ("big", "bytes, such as 16Gi"),
     "grace-seconds": ("90s", "a whole number, at least 1"),
 }
-
-
-# What `data fetch` and `plan` take apart themselves, and what the first pod has started with.
-READ_ELSEWHERE = {"preset", "run-id", "datasets", "methods", "seeds", "set", "imagenet-weights", "image", "store"}
-
-
-def test_every_parameter_is_looked_at() -> None:
-    [workflow] = load((ROOT / "workflows/full.yaml").read_text("utf-8"))
-    names = {parameter["name"] for parameter in workflow["spec"]["arguments"]["parameters"]}
-    assert names - READ_ELSEWHERE == CHECKS.keys()
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cluster.parameters import CHECKS, READ_ELSEWHERE, check_parameters
+from app.cluster.parameters import CHECKS, check_parameters
 from app.config import load_config
 from app.jobs.run import Run
 from app.stages.fan_out import write_fan_out
@@ -168,6 +168,10 @@ def test_a_pod_takes_one_lock() -> None:
     assert key("shard", "gpu", gpus="4") == "device-cuda-1"
     assert key("shard", "cpu", gpus="4", concurrency="2") == "concurrency-2"
     assert key("pretrain", "gpu", device="cpu") == key("shard", "gpu", device="cpu") == "device-cpu"
+
+
+# What `data fetch` and `plan` take apart themselves, and what the first pod has started with.
+READ_ELSEWHERE = {"preset", "run-id", "datasets", "methods", "seeds", "set", "imagenet-weights", "image", "store"}
 
 
 def test_plan_is_told_every_parameter() -> None:
