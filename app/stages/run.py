@@ -5,10 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -173,10 +173,13 @@ def _in_parallel(run: Run, waiting: dict[str, PlannedJob], workers: int) -> Ende
                 ]
                 for key in ready[: workers - len(running)] if signals.came is None else []:
                     job = waiting.pop(key)
-                    future = pool.submit(_run_remote, run.store.address, run.run_id, config, job.args)
+                    with _held_back():
+                        future = pool.submit(_run_remote, run.store.address, run.run_id, config, job.args)
                     running[future] = key
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
+                if signals.came is not None:
+                    finished, _ = wait(running)  # of several that stop, the one begun first says where it did
+                for future in [future for future in running if future in finished]:
                     key = running.pop(future)
                     error = future.exception()
                     if error is not None and not isinstance(error, AppError):
@@ -188,6 +191,16 @@ def _in_parallel(run: Run, waiting: dict[str, PlannedJob], workers: int) -> Ende
         raise Interrupted(f"{why}: stopped; run the same command again") from error
     if signals.came is not None:
         raise Interrupted(f"{signals.came}: stopped; run the same command again")
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Let signals wait; in a process that is started meanwhile, until it listens (`_start_worker`)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Signals:
@@ -244,6 +257,7 @@ def _start_worker() -> None:
     StopRequest.signals = (signal.SIGTERM,)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _Worker.receive)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     # Without its runner it would hold its job's claim, and then wait for ever for another.
     end_with_the_parent(Interrupted.exit_code)
 

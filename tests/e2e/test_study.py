@@ -123,11 +123,20 @@ def assert_no_worker_is_left(number: int) -> None:
         time.sleep(0.05)
 
 
-def test_a_study_is_stopped_while_its_workers_load(study, tmp_path):
+def stop(process: Process, number: signal.Signals) -> None:
+    """Send a signal to a study: SIGINT as a terminal does, to its workers too."""
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.kill(number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_study_is_stopped_while_its_workers_load(study, tmp_path, number):
     """The signal comes before any job listens: 75, and neither a traceback nor a worker that stays."""
     process = study[3](tmp_path, "--workers", "2")
-    process.until("downstream jobs")  # the plan is made, and the workers are being started
-    process.kill(signal.SIGTERM)
+    process.until("whole: 2 pretrainings")  # the plan is made, and the workers are being started
+    stop(process, number)
     assert process.wait() == 75, process.text
     assert "Traceback" not in process.text
     assert process.errors[-1].endswith("run the same command again")
@@ -153,10 +162,7 @@ def test_a_stopped_study_continues_to_the_same_result(study, tmp_path, workers, 
     store, _, _, run = study
     process = run(tmp_path, "--workers", workers)
     process.until('"stage": "pretrain"', '"done"')  # it trains
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does: to the workers too
-    else:
-        process.kill(number)
+    stop(process, number)
     assert process.wait() == 75, process.text
     assert "with a checkpoint; run the same command again" in process.text
     assert "Traceback" not in process.text
