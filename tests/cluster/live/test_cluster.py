@@ -580,6 +580,24 @@ def test_a_pretraining_over_nodes(s3: Store, tmp_path: Path) -> None:
     assert "pretrain" not in study.pods()
 
 
+def test_a_queue_of_kueue(s3: Store) -> None:
+    """Row 12 and beyond: with the example's queue every pod is gated, admitted, and counted; the study succeeds."""
+    if "kueue.x-k8s.io" not in run("kubectl", "api-versions"):
+        pytest.skip("this cluster has no Kueue")
+    kubectl("apply", "-f", "k8s/examples/kueue.yaml")
+    try:
+        study = submit(TINY | {"queue": "byol"}).succeeds(600)
+        admitted = [
+            owner["name"]
+            for workload in objects("workloads.kueue.x-k8s.io")
+            for owner in workload["metadata"]["ownerReferences"]
+            if workload["status"]["admission"]["clusterQueue"] == "byol"
+        ]
+        assert len([name for name in admitted if name.startswith(study.name)]) == len(study.nodes())
+    finally:
+        kubectl("delete", "-f", "k8s/examples/kueue.yaml")
+
+
 def test_approval_is_waited_for(s3: Store) -> None:
     study = submit(TINY | {"approve": "true"})
     [node] = wait_until(lambda: study.nodes("Suspend"), 240, study.tree)
