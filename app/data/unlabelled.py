@@ -13,7 +13,7 @@ import numpy as np
 from app.data.catalog import licence_of, modality_of, title_of
 from app.data.datasets import SPLITS, image_shape, read_images
 from app.data.files import MMAP_ABOVE, Images, atomic_write, cached_images, digest_of, open_cache, open_npz
-from app.data.reading import Counted, Reading, ReadOptions, Squares, find_images, reason_of, uncounted
+from app.data.reading import Counted, ReadingSummary, ReadOptions, Squares, find_images, reason_of, uncounted
 from app.data.subsets import uniform_subset
 from app.errors import AppError, InputError, StorageError, UsageError
 from app.machine import as_text
@@ -42,7 +42,7 @@ class Unlabelled:
     size: int
     channels: int
     split: str
-    reading: Reading | None = None
+    reading: ReadingSummary | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -161,11 +161,11 @@ def _digest(file: Path, folder: Path, options: ReadOptions) -> str:
         return "unreadable"  # it will be counted and named as such
 
 
-def _kept(cache: Path, key: str, note: str) -> tuple[Images, Reading] | None:
+def _kept(cache: Path, key: str, note: str) -> tuple[Images, ReadingSummary] | None:
     """Return the images of a folder as they were read before; None if they are to be read."""
     try:
         value = json.loads((cache / note).read_bytes())
-        reading, shape = Reading.of_json(value["reading"]), tuple(value["shape"])
+        reading, shape = ReadingSummary.of_json(value["reading"]), tuple(value["shape"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     images = open_cache(cache, key, shape)
@@ -180,7 +180,7 @@ def _unlabelled(
     size: int,
     split: str,
     synthetic: bool,
-    reading: Reading | None = None,
+    reading: ReadingSummary | None = None,
 ) -> Unlabelled:
     return Unlabelled(
         name=name,

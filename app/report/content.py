@@ -80,7 +80,7 @@ class DatasetBlock:
 
 
 @dataclass(frozen=True)
-class Finding:
+class CardLine:
     """One line of a card."""
 
     protocol: str
@@ -92,7 +92,7 @@ class Card:
     """The findings of one dataset."""
 
     title: str
-    findings: tuple[Finding, ...]
+    findings: tuple[CardLine, ...]
 
 
 def build_context(analysis: Analysis) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _cards(analysis: Analysis) -> list[Card]:
                 if (c.dataset, c.protocol) == (dataset, protocol)
             )
             if chips:
-                findings.append(Finding(protocol_name(protocol), chips))
+                findings.append(CardLine(protocol_name(protocol), chips))
         if findings:
             cards.append(Card(study.title(dataset), tuple(findings)))
     return cards

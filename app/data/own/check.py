@@ -14,7 +14,7 @@ from PIL import Image
 from app.data.files import Images, atomic_write
 from app.data.own.duplicates import equal_groups, near_pairs
 from app.data.own.labels import find_patients
-from app.data.reading import Counted, Reading, ReadOptions, read_squares, uncounted
+from app.data.reading import Counted, ReadingSummary, ReadOptions, read_squares, uncounted
 
 SIZE = 64  # pixels of the squares that are compared and shown
 COLUMNS, ROWS = 16, 8  # of the contact sheet
@@ -35,7 +35,7 @@ class Check:
         near: pairs of images of nearly the same pixels.
     """
 
-    reading: Reading
+    reading: ReadingSummary
     sides: Counter[tuple[int, int]]
     depths: Counter[str]
     patients: int

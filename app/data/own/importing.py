@@ -20,7 +20,7 @@ from app.data.origin import CLASS_NAMES, DESCRIPTION, FILES, PATIENTS
 from app.data.own.duplicates import equal_groups, near_pairs
 from app.data.own.labels import MULTI_LABEL, Labels, LabelSource, check_patients, find_labels
 from app.data.own.splits import check_splits, draw_splits, parse_shares
-from app.data.reading import Counted, Reading, ReadOptions, Squares, find_images, left_out, uncounted
+from app.data.reading import Counted, ReadingSummary, ReadOptions, Squares, find_images, left_out, uncounted
 from app.errors import UsageError
 from app.machine import as_text
 
@@ -49,7 +49,7 @@ class Import:
     task: str
     patients: dict[str, int] | None
     unknown: int
-    reading: Reading
+    reading: ReadingSummary
     beside: Counter[str]
     equal: list[tuple[str, str]]
     near: list[tuple[str, str]]

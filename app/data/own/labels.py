@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.data.catalog import TASKS
-from app.data.own.tables import Table, read_table, without_words
+from app.data.own.tables import SourceTable, read_table, without_words
 from app.data.reading import ReadOptions
 from app.errors import InputError, UsageError
 
@@ -128,7 +128,7 @@ def _of_folders(folder: Path, names: Sequence[str], show: Show) -> Labels:
     return Labels(list(names), classes, _numbers(words, classes), _task(classes), None, splits)
 
 
-def _of_table(table: Table, names: Sequence[str], source: LabelSource, show: Show) -> Labels:
+def _of_table(table: SourceTable, names: Sequence[str], source: LabelSource, show: Show) -> Labels:
     file_column = source.file_column or _file_column(table, names, show)
     rows = _match(table, file_column, names, show)
     patients = table.column(source.patient_column, "--patient-column") if source.patient_column else None
@@ -161,7 +161,7 @@ def _of_table(table: Table, names: Sequence[str], source: LabelSource, show: Sho
 
 
 def _read_labels(
-    table: Table, columns: list[str], cells: list[list[str]], names: list[str]
+    table: SourceTable, columns: list[str], cells: list[list[str]], names: list[str]
 ) -> tuple[list[str], NDArray[np.float64], str]:
     """Return class names, values and task of columns: one of classes, or several of 0, 1 and nothing."""
     if len(columns) == 1:
@@ -183,7 +183,7 @@ def _read_labels(
     return columns, values, MULTI_LABEL
 
 
-def _file_column(table: Table, names: Sequence[str], show: Show) -> str:
+def _file_column(table: SourceTable, names: Sequence[str], show: Show) -> str:
     """The column that names the most images, by path, name or stem."""
     keys = {key for name in names for key in _keys(name)}
     hits = {column: sum(cell in keys for cell in cells) for column, cells in table.columns.items()}
@@ -196,7 +196,7 @@ def _file_column(table: Table, names: Sequence[str], show: Show) -> str:
     return best
 
 
-def _match(table: Table, file_column: str, names: Sequence[str], show: Show) -> dict[str, int]:
+def _match(table: SourceTable, file_column: str, names: Sequence[str], show: Show) -> dict[str, int]:
     """Return the row of each image that has one."""
     of_key: dict[str, list[str]] = {}
     for name in names:
@@ -232,7 +232,7 @@ def _filled(cells: list[str], names: list[str], where: str) -> list[str]:
     return cells
 
 
-def _split_words(table: Table, cells: list[str], names: list[str]) -> list[str]:
+def _split_words(table: SourceTable, cells: list[str], names: list[str]) -> list[str]:
     cells = _filled(cells, names, f"{table.path}: --split-column")
     if wrong := sorted({cell for cell in cells if cell.lower() not in SPLIT_WORDS}):
         raise InputError(f"{table.path}: --split-column holds {_some(wrong)}; write train, val or test")

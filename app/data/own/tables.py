@@ -20,7 +20,7 @@ WORDS_FOR_NOTHING = ("na", "n/a", "null", "none")
 
 
 @dataclass(frozen=True)
-class Table:
+class SourceTable:
     """A table: ``columns[name]`` holds a text for each row, "" where nothing is written."""
 
     path: Path
@@ -40,7 +40,7 @@ class Table:
         return self.columns[name]
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> SourceTable:
     """Read a table by its suffix.
 
     Raises:
@@ -56,7 +56,7 @@ def read_table(path: Path) -> Table:
     columns = _parquet(path, data) if path.suffix.lower() == ".parquet" else _separated(path, data)
     if not any(columns.values()):
         raise InputError(f"{path}: holds no rows; write one for each image")
-    return Table(path, {name: [_text(cell) for cell in cells] for name, cells in columns.items()})
+    return SourceTable(path, {name: [_text(cell) for cell in cells] for name, cells in columns.items()})
 
 
 def _separated(path: Path, data: bytes) -> dict[str, list[Any]]:

@@ -4,7 +4,7 @@ from app.data.reading.raster import Fit, Levels, NoImage, Raster, ReadOptions, S
 from app.data.reading.readers import READERS, Reader, read_raster
 from app.data.reading.search import Found, find_images, left_out
 from app.data.reading.squares import Counted, Squares, instruments, read_squares, reason_of, uncounted
-from app.data.reading.summary import Reading
+from app.data.reading.summary import ReadingSummary
 
 __all__ = [
     "READERS",
@@ -16,7 +16,7 @@ __all__ = [
     "Raster",
     "ReadOptions",
     "Reader",
-    "Reading",
+    "ReadingSummary",
     "Seen",
     "Squares",
     "Unreadable",

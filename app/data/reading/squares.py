@@ -24,7 +24,7 @@ from app.data.files import Images
 from app.data.reading.raster import RANGES, Levels, NoImage, Raster, ReadOptions, Seen, Unreadable
 from app.data.reading.readers import read_raster, reader_of
 from app.data.reading.search import Found, find_images, one_image
-from app.data.reading.summary import Reading, named
+from app.data.reading.summary import ReadingSummary, named
 from app.errors import AppError, InputError, StorageError
 from app.machine import cores
 
@@ -81,7 +81,7 @@ class Squares:
         options: ReadOptions | None = None,
         progress: Counted = uncounted,
     ) -> None:
-        self.reading = reading = Reading(left_out=found.left_out.copy())
+        self.reading = reading = ReadingSummary(left_out=found.left_out.copy())
         self.refused = False
         self.paths: list[str] = []
         self.seen: list[Seen] = []

@@ -15,7 +15,7 @@ NAMED = 10  # files that a message names
 
 
 @dataclass
-class Reading:
+class ReadingSummary:
     """What was done with the files of a folder, for the terminal and the record.
 
     Attributes:
@@ -69,7 +69,7 @@ class Reading:
         }  # fmt: skip
 
     @classmethod
-    def of_json(cls, value: dict[str, Any]) -> Reading:
+    def of_json(cls, value: dict[str, Any]) -> ReadingSummary:
         """Return the reading of which this is the ``as_json``."""
         counters = {name: Counter(value[name]) for name in COUNTERS}
         low, high = value["sides"]
