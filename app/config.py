@@ -127,7 +127,9 @@ def difference(old: Any, new: Any, path: str = "") -> list[str]:
             for key in sorted(old.keys() | new.keys())
             for line in difference(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
         ]
-    return [] if old == new else [f"{path}: {json.dumps(old)} -> {json.dumps(new)}"]
+    # As JSON, which has no tuples: what a record holds has been through it.
+    before, after = json.dumps(old), json.dumps(new)
+    return [] if old == new or before == after else [f"{path}: {before} -> {after}"]
 
 
 class _Loader(yaml.SafeLoader):

@@ -284,6 +284,8 @@ def test_difference_lists_what_changed_by_path():
     assert difference(old, old) == []
     assert difference(old, new) == ["pretrain.epochs: 2 -> 9", "study.seeds: [0] -> [3]"]
     assert difference({"a": 1}, {"b": {"c": 2}}) == ["a: 1 -> null", 'b: null -> {"c": 2}']
+    assert difference({"curve": [1, "10%"]}, {"curve": (1, "10%")}) == []
+    assert difference({"curve": [1]}, {"curve": (1, 2)}) == ["curve: [1] -> [1, 2]"]
 
 
 def test_preset_files_ship_with_the_package():

@@ -109,7 +109,7 @@ def science_of(
         "task": data.task,
         "init": weights.identity,
         "network": {"architecture": config.network.architecture, "stem": config.network.stem},
-        "protocol": {"name": protocol} | getattr(config.protocols, protocol).model_dump(),
+        "protocol": {"name": protocol} | getattr(config.protocols, protocol).model_dump(mode="json"),
         "seed": seed,
     }
 

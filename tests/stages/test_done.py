@@ -10,6 +10,7 @@ import pytest
 from app.config import load_config
 from app.data import write_phantoms
 from app.jobs.run import Run
+from app.science.protocols import PROTOCOLS
 from app.stages import downstream, pretrain
 from app.stages.plan import plan
 from app.storage import FolderStore
@@ -17,10 +18,10 @@ from tests import small
 
 SETTINGS = [
     "data.phantoms=never", "data.subset=24", "data.monitor=null", "study.methods=[byol]",
-    "study.datasets=[breastmnist]", "study.protocols=[linear_probe]", "study.seeds=[0]", "pretrain.epochs=1",
-    "pretrain.batch_size=8",
-    "protocols.linear_probe.epochs=1", "runtime.threads=1", "runtime.device=cpu", "network.projector_hidden=16",
-    "network.predictor_hidden=16", "network.projection=8",
+    "study.datasets=[breastmnist]", "study.seeds=[0]", "pretrain.epochs=1", "pretrain.batch_size=8",
+    *(f"protocols.{name}.epochs=1" for name in PROTOCOLS),
+    "protocols.few_shot.k=2", "protocols.few_shot.curve=[1]", "runtime.threads=1", "runtime.device=cpu",
+    "network.projector_hidden=16", "network.predictor_hidden=16", "network.projection=8",
 ]  # fmt: skip
 
 
@@ -31,8 +32,8 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return plan(FolderStore(tmp_path / "store"), load_config("smoke", SETTINGS, data_root=str(tmp_path / "data")), "r")
 
 
-def judge(run: Run, **options: Any) -> dict[str, Any]:
-    return downstream.run(run, dataset="breastmnist", init="byol-s0", protocol="linear_probe", seed=0, **options)
+def judge(run: Run, protocol: Any = "linear_probe", **options: Any) -> dict[str, Any]:
+    return downstream.run(run, dataset="breastmnist", init="byol-s0", protocol=protocol, seed=0, **options)
 
 
 @pytest.fixture
@@ -47,13 +48,19 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_job_that_is_done_reads_no_data(planned, unread, capsys):
-    first = pretrain.run(planned, method="byol", seed=0), judge(planned)
-    assert unread == ["load_pretraining", "load_labelled"]
+    """Of whatever kind: pretraining, and each protocol, with and without a label curve."""
+    assert planned.config.protocols.few_shot_frozen.curve
+
+    def run_all() -> list[dict[str, Any]]:
+        return [pretrain.run(planned, method="byol", seed=0), *(judge(planned, name) for name in PROTOCOLS)]
+
+    first = run_all()
+    assert unread == ["load_pretraining", *len(PROTOCOLS) * ["load_labelled"]]
     unread.clear()
     capsys.readouterr()
-    assert (pretrain.run(planned, method="byol", seed=0), judge(planned)) == first
+    assert run_all() == first
     assert unread == []
-    assert capsys.readouterr().err.count("already done") == 2
+    assert capsys.readouterr().err.count("already done") == 1 + len(PROTOCOLS)
     judge(planned, overwrite=True)
     assert unread == ["load_labelled"], "but one that is to be done again does"
 
