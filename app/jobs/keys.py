@@ -19,6 +19,7 @@ LABEL_CURVE = "label_curve.safetensors"
 VAL_PREDICTIONS, ERRORS, EMBEDDING = "val_predictions.csv", "errors.png", "embedding.csv"
 CURVES, PREDICTIONS = "curves.jsonl", "predictions.csv"
 _RECORD, _LATEST, _CLAIM = "record.json", "latest.json", "claim.json"
+_ROBUSTNESS = "robustness.json"
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,11 @@ def downstream(run_id: str, name: str) -> str:
 def record(folder: str) -> str:
     """Key of a job's record: the job is done if it is there."""
     return f"{folder}/{_RECORD}"
+
+
+def robustness(folder: str) -> str:
+    """Key of what corrupted test images do to the saved model of a downstream job."""
+    return f"{folder}/{_ROBUSTNESS}"
 
 
 def latest(folder: str) -> str:

@@ -1,4 +1,4 @@
-"""The commands that take a trained model away: predict, embed, export."""
+"""The commands that take a trained model away, or try it: predict, embed, export, robustness."""
 
 from __future__ import annotations
 
@@ -181,3 +181,31 @@ def export(
     Progress("export").say(f"onnxruntime: {len(data.test)} predictions within {off:.1g} of the recorded ones")
     for name in FILES:
         print(out / name)
+
+
+@models_app.command(epilog=example("robustness --run-id nih --store runs"))
+@takes_settings(*DATA)
+def robustness(
+    run_id: Annotated[str, typer.Option("--run-id", help="Name of the run.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Judge models anew that were judged.")] = False,
+    store: StoreUri = "runs",
+    *,
+    asked: Asked,
+) -> None:
+    """Judge a run's models on test images under noise, blur, low contrast, brightness and low resolution.
+
+    Each at five strengths: 26 passes over the test images for a model. `report` shows what came of it.
+    """
+    from app.models.robustness import judge_run
+    from app.runtime import choose_device, prepare
+    from app.storage import open_store
+
+    device = choose_device(asked.device or "auto")
+    prepare(device, asked.threads)
+    judged = judge_run(
+        open_store(store), run_id, sources=asked.sources or [], data_root=asked.data_root, device=device,
+        overwrite=overwrite,
+    )  # fmt: skip
+    for found in judged:
+        auroc, loss = (found.metrics[name] for name in ("auroc", "loss"))
+        print(f"{found.key}: auroc {auroc:.3f}  mean loss {loss:.3f}")

@@ -92,6 +92,11 @@ def load_trained(store: Store, folder: str) -> Trained:
     return Trained(where, record, classifier.eval(), metadata)
 
 
+def has_model(store: Store, folder: str, record: DownstreamRecord) -> bool:
+    """Say whether a finished downstream job has left a model, and nobody has removed it since."""
+    return any(name in record.files and store.exists(f"{folder}/{name}") for name in (keys.MODEL, keys.HEAD))
+
+
 def load_encoder(store: Store, folder: str) -> tuple[Encoder, dict[str, str]]:
     """Load the encoder of a pretraining, or that of a classifier, in evaluation mode, with what its file says.
 

@@ -15,6 +15,7 @@ from app.data import say_overlap
 from app.errors import InputError
 from app.jobs import keys
 from app.jobs.records import DownstreamRecord, Experiment, Plan, PlannedJob, PretrainRecord, Record
+from app.jobs.robustness import RobustnessRecord
 from app.report.experiment import find_experiment
 from app.report.objects import Damaged, parse
 from app.report.reading import (
@@ -28,6 +29,7 @@ from app.report.reading import (
     read_label_curve,
     read_listed,
     read_predictions,
+    read_robustness,
 )
 from app.storage import MissingObject, Store
 
@@ -53,8 +55,8 @@ class Result:
     ``chosen`` belongs to the saved model and ``draws`` to every few-shot draw (otherwise it holds
     ``chosen`` alone); ``curve`` has the points of its label curve but for the one of ``draws``. ``validation`` has
     the scores of the validation images, ``errors`` a PNG of the surest errors, ``embedding`` a place in the plane for
-    each validation image; jobs older than them have none. What is missing or damaged stays empty, and
-    ``Study.missing`` says so.
+    each validation image; jobs older than them have none. ``robustness`` is there once the command of that name has
+    judged the model. What is missing or damaged stays empty, and ``Study.missing`` says so.
     """
 
     record: DownstreamRecord
@@ -64,6 +66,7 @@ class Result:
     validation: Scores | None = field(repr=False, default=None)
     errors: bytes | None = field(repr=False, default=None)
     embedding: NDArray[np.float64] | None = field(repr=False, default=None)
+    robustness: RobustnessRecord | None = field(repr=False, default=None)
 
 
 @dataclass(frozen=True)
@@ -236,6 +239,7 @@ def _downstream(
     missing: list[Missing],
 ) -> dict[CellKey, tuple[Result, ...]]:
     cells: dict[CellKey, list[Result]] = {}
+    there = set(store.list(f"{root}/{keys.DOWNSTREAM}"))
     for key, found in _jobs(store, root, keys.DOWNSTREAM, experiment.plan.downstream):
         folder = f"{root}/{keys.DOWNSTREAM}/{key}"
         if not found:
@@ -259,6 +263,8 @@ def _downstream(
             if record.label_curve and truth is not None:
                 result = replace(result, curve=read_label_curve(store, folder, record, truth))
             result = _with_extras(store, folder, result, val_labels.get(record.dataset))
+            if keys.robustness(folder) in there:
+                result = replace(result, robustness=read_robustness(store, folder, record))
         except Damaged as error:
             missing.append(Missing("downstream", key, f"{error}; its metrics are shown all the same"))
         cells.setdefault((record.dataset, record.protocol, record.method), []).append(result)

@@ -46,6 +46,7 @@ from app.report.inventory import (
 from app.report.names import MARKS, display_names, method_name, protocol_name, sentence, signed
 from app.report.paper import figure5_table, figure6_table, inside_of_paper, paper_name, published
 from app.report.plots import differences
+from app.report.robustness import robustness_figures, robustness_table
 from app.report.table import Table
 from app.report.tables import delong_table, differences_table, metrics_table, results_table
 from app.report.verdict import lead
@@ -64,6 +65,8 @@ REFERENCES = (
     "N. Obuchowski: Nonparametric analysis of clustered ROC curve data, Biometrics 53, 1997.",
     "E. Wilson: Probable inference, Journal of the American Statistical Association 22, 1927.",
     "C. Guo et al.: On calibration of modern neural networks, ICML 2017.",
+    "D. Hendrycks, T. Dietterich: Benchmarking neural network robustness to common corruptions and perturbations, ICLR "
+    "2019; F. Di Salvo, S. Doerrich, C. Ledig: MedMNIST-C, 2024.",
     "S. Holm: A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 1979.",
     "B. Efron, R. Tibshirani: An Introduction to the Bootstrap, 1993.",
 )
@@ -107,6 +110,7 @@ def build_context(analysis: Analysis) -> dict[str, Any]:
         *sections["roc_figures"],
         *sections["confusion_figures"],
         sections["reliability_figure"],
+        *sections["robustness_figures"],
         *sections["embedding_figures"],
         sections["pretraining_figure"],
         *(d.histogram for d in datasets),
@@ -166,6 +170,8 @@ def _evidence(analysis: Analysis, names: Mapping[str, str]) -> dict[str, Any]:
         "operating": operating_table(analysis),
         "calibration": calibration_table(analysis),
         "reliability_figure": reliability_figure(analysis, names),
+        "robustness": robustness_table(analysis),
+        "robustness_figures": robustness_figures(analysis, names),
         "embedding_figures": embedding_figures(analysis, names),
         "errors": error_sheets(analysis),
     }

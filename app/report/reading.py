@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from app.errors import InputError
 from app.jobs import keys
 from app.jobs.records import DownstreamRecord, PretrainRecord, Record, read_verified
-from app.report.objects import Damaged
+from app.jobs.robustness import RobustnessRecord, science_of
+from app.report.objects import Damaged, parse
 from app.science.statistics import auroc_components
+from app.science.strengths import STRENGTHS
 from app.storage import MissingObject, Store
 
 Scores = NDArray[np.float64]
@@ -100,6 +102,18 @@ def read_embedding(store: Store, folder: str, record: DownstreamRecord) -> NDArr
     if places.shape[1] != 2:
         raise Damaged(f"{keys.EMBEDDING} is damaged (not two columns)")
     return np.asarray(places, dtype=np.float64)
+
+
+def read_robustness(store: Store, folder: str, record: DownstreamRecord) -> RobustnessRecord:
+    """Read what corrupted test images do to the saved model of a job."""
+    try:
+        found = parse(RobustnessRecord, store.read(keys.robustness(folder)))
+    except (Damaged, InputError) as error:
+        raise Damaged(f"its robustness is damaged ({error}); run `robustness --overwrite`") from error
+    shape = {kind: len(values) for kind, values in found.auroc.items()}
+    if found.science != science_of(record, STRENGTHS) or shape != {kind: len(s) for kind, s in STRENGTHS.items()}:
+        raise Damaged("its robustness is that of another model, or under other corruptions; run `robustness` again")
+    return found
 
 
 def mean_components(y: Labels, draws: Sequence[Scores]) -> tuple[float, NDArray[np.float64]]:

@@ -88,7 +88,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_chapter_has_the_whole_way():
     first = [" ".join(words[:2]) if words[0] == "data" else words[0] for words in commands()]
-    assert first == ["data check", "data import", "data import", "plan", "run", "predict", "embed", "export"]
+    assert first == [
+        "data check", "data import", "data import", "plan", "run", "predict", "embed", "export", "robustness", "report",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -134,6 +136,8 @@ def test_every_command_of_the_chapter_does_what_it_says(desk, monkeypatch, capfd
     assert experiment["data"]["scans"]["reading"]["read"] == 311
     page = (desk / "runs/runs/mine/report/index.html").read_text()
     assert "malignant" in page
+    assert "What corruptions of the test images take from AUROC" in page
+    assert len(re.findall(r": auroc \d\.\d{3}  mean loss", said["robustness --run-id mine"])) == 4
     with (desk / "predictions.csv").open() as file:
         rows = list(csv.reader(row for row in file if not row.startswith("#")))
     assert {row[0] for row in rows[1:]} == {"a.png", "b.dcm"}

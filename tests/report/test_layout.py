@@ -21,6 +21,7 @@ from app.report.verdict import lead
 from app.science.statistics import Interval
 from app.stages.report import run as write_report
 from tests.report.test_report import DATASETS, ROOT, RUN, FakeRun, Page, read
+from tests.report.test_robustness_table import judge
 
 PROTOCOLS = ("finetune", "linear_probe", "few_shot", "few_shot_frozen")
 OWN: dict[str, dict[str, Any]] = {
@@ -33,6 +34,8 @@ OWN: dict[str, dict[str, Any]] = {
 
 def written(**changes: Any) -> FakeRun:
     run = FakeRun(**({"shrink": 12, "draws": 2, "seeds": (0, 1)} | changes)).write()
+    if run.clinical:
+        judge(run)
     write_report(run.store, RUN)
     return run
 
