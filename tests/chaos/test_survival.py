@@ -11,13 +11,15 @@ import threading
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from safetensors.torch import load
 
-from app.storage import S3Store
+from app.storage import FolderStore, S3Store, Store
 from tests.chaos.conftest import FOLDER, FULL, STUDY, Place, Process, encoder, verify
+from tests.processes import SMALL
 from tests.servers import SECRET, Proxy
 
 ROUNDS = 20 if FULL else 6
@@ -106,6 +108,61 @@ def test_kill_9_at_random_moments(place: Place, reference, capsys) -> None:
     assert equal(encoder(place.store), expected)
     verify(place.store)
     assert not list(place.store.list(f"{FOLDER}/checkpoints"))
+
+
+def results(store: Store, run_id: str) -> dict[str, Any]:
+    """What each job of a run has published: tensors (their headers name the run), predictions and metrics."""
+    found: dict[str, Any] = {}
+    for key in store.list(f"runs/{run_id}"):
+        folder, _, name = key.removeprefix(f"runs/{run_id}/").rpartition("/")
+        if name.endswith(".safetensors") and not folder.startswith("encoders"):
+            found[f"{folder}/{name}"] = {k: t.numpy().tobytes() for k, t in load(store.read(key)).items()}
+        elif name.endswith("predictions.csv"):
+            found[f"{folder}/{name}"] = store.read(key)
+        elif name == "record.json":
+            found[folder] = json.loads(store.read(key)).get("metrics")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FULL, reason="`make chaos` does")
+@pytest.mark.parametrize("where", ["s3", "folder"])
+def test_kill_9_throughout_a_study(place: Place, phantoms: Path, tmp_path: Path, capsys, where: str) -> None:
+    """Fifty kills, whatever the study is doing then: planning, pretraining, any protocol, the report."""
+    uri, store = (place.uri, place.store) if where == "s3" else (str(tmp_path), FolderStore(tmp_path))
+    settings = ["pretrain.epochs=30", "runtime.checkpoint_steps=10", "runtime.claim_seconds=3"]
+    settings.append("study.protocols=[finetune,linear_probe,few_shot,few_shot_frozen]")
+    options = ["--data-root", str(phantoms), *STUDY, *(word for setting in settings for word in ("--set", setting))]
+    environment = place.environment | {SMALL: "1"}
+
+    def start(run_id: str) -> Process:
+        return place.launcher.start("run", "--store", uri, "--run-id", run_id, *options, environment=environment)
+
+    begin = time.monotonic()
+    whole = start("whole")
+    assert whole.wait() == 0, whole.text
+    usual, dice, kills, studies = time.monotonic() - begin, random.Random(3), 0, 0
+    expected = results(store, "whole")
+    assert len([folder for folder in expected if folder.endswith("s0")]) == 1 + 2 * 4
+    while kills < 50:
+        process = start(f"r{studies}")
+        end = time.monotonic() + dice.uniform(0, usual / 2)
+        while process.poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
+        if process.poll() is None:
+            process.kill(signal.SIGKILL)
+        if process.wait() == -signal.SIGKILL:
+            kills += 1
+            continue
+        assert process.wait() == 0, process.text  # it was done before the moment came
+        assert results(store, f"r{studies}") == expected
+        studies += 1
+    last = start(f"r{studies}")
+    assert last.wait() == 0, last.text
+    assert results(store, f"r{studies}") == expected
+    verify(store)
+    with capsys.disabled():
+        print(f"\nkill -9 throughout a study, {where}: {kills} times over {studies + 1} studies")
 
 
 @pytest.mark.slow
@@ -220,8 +277,9 @@ def test_a_wrong_secret(place: Place) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("turn", range(10 if FULL else 1))
 @pytest.mark.parametrize("kill_the_owner", [False, True])
-def test_sixteen_copies_of_one_job(place: Place, reference, capsys, kill_the_owner: bool) -> None:
+def test_sixteen_copies_of_one_job(place: Place, reference, capsys, kill_the_owner: bool, turn: int) -> None:
     copies = 16 if FULL else 4
     settings = (EPOCHS, "runtime.checkpoint_steps=4")
     expected = reference(EPOCHS)
