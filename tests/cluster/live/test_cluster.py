@@ -532,6 +532,7 @@ def test_row_10_an_operator_stops_and_retries_and_a_submitter_does_not(endless: 
         assert server_answer(port, f"{path}/retry", operator, "PUT", body)[0] == 200
     endless.running("pretrain", 400)
     assert continues(endless)
+    endless.stop()  # the studies below have the node to themselves
 
 
 def exit_code(pod: str) -> int | None:
