@@ -253,6 +253,34 @@ def run(
     summary.check_complete()
 
 
+@app.command(epilog=example("tune --preset studies/tune-28.yaml --store runs --run-id tune-28 --out best.yaml"))
+@takes_settings()
+def tune(
+    store: StoreUri = "runs",
+    run_id: OptionalRunId = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="YAML file to write: a preset of the best settings.")
+    ] = None,
+    *,
+    asked: Asked,
+) -> None:
+    """Search for settings by validation data alone, as the section `search` of a preset says; no test image is read."""
+    from app.config import load_search
+    from app.stages.found import best_preset, lines_of
+    from app.stages.tune import tune as make_search
+    from app.storage import FolderStore
+
+    preset = asked.preset or "recommended"
+    search, opened = load_search(preset), _store(store)
+    config = asked.config(asked.pretraining_source())
+    opened.patience.seconds = 60 * config.runtime.patience_minutes
+    record = make_search(opened, config, search, run_id)
+    print("\n".join(lines_of(record)))
+    if out is not None:
+        FolderStore(out.parent).write(out.name, best_preset(record, preset, out).encode())
+        print(out)
+
+
 @app.command(epilog=example("views --method byol_plus --data-root ~/.medmnist --out views.png"))
 @takes_settings()
 def views(

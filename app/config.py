@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from app.errors import UsageError
 from app.machine import as_text
-from app.settings import Config
+from app.settings import Config, Search, Section
 
 
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,6 +78,7 @@ def load_config(
     if base is None:
         places = {"data_root": None, "imagenet_weights": None}
         tree = places | _load_preset(preset) | {"preset": Path(preset).stem}
+        tree.pop("search", None)  # `tune` reads it; to all others the preset is what the search begins with
     else:
         tree = copy.deepcopy(dict(base))
     tree["data_root"] = as_text(data_root) if data_root else tree["data_root"]
@@ -100,6 +101,21 @@ def load_config(
     return parse_config(tree, where=f"preset {tree['preset']}")
 
 
+def load_search(preset: str) -> Search:
+    """Read what ``tune`` tries: the section ``search`` of a preset.
+
+    Raises:
+        UsageError: there is none, or a key or value is wrong.
+    """
+    found = _load_preset(preset).get("search")
+    if not isinstance(found, dict):
+        raise UsageError(f"--preset {preset}: has no section search; give a file that has, see studies/tune-28.yaml")
+    try:
+        return Search.model_validate_json(json.dumps(found, default=str))
+    except ValidationError as error:
+        raise UsageError(f"preset {preset}: search: {_explain(error, Search)}") from error
+
+
 def parse_config(tree: Mapping[str, Any], *, where: str) -> Config:
     """Validate a configuration tree of plain values.
 
@@ -110,7 +126,7 @@ def parse_config(tree: Mapping[str, Any], *, where: str) -> Config:
         # YAML knows dates, JSON does not: as text they meet the same checks as everything else.
         return Config.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
-        raise UsageError(f"{where}: {_explain(error)}") from error
+        raise UsageError(f"{where}: {_explain(error, Config)}") from error
 
 
 def identity(value: Mapping[str, Any]) -> str:
@@ -216,17 +232,18 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, root: type[Section]) -> str:
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     dotted = ".".join(path)
     if first["type"] == "extra_forbidden":
-        section: Any = Config
+        section: Any = root
         for part in path[:-1]:
             section = section.model_fields[part].annotation
         return f"unknown key {dotted}{_nearest(path[-1], section.model_fields)}"
     if first["type"] == "missing":
-        return f"{dotted} is missing; see app/presets/recommended.yaml"
+        example = "app/presets/recommended.yaml" if root is Config else "studies/tune-28.yaml"
+        return f"{dotted} is missing; see {example}"
     message = first["msg"].removeprefix("Value error, ")
     given = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
     return f"{dotted}: {message[0].lower()}{message[1:]}{given}"

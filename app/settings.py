@@ -236,6 +236,50 @@ class Runtime(Section):
     tensorboard: str | None
 
 
+class Search(Section):
+    """What ``tune`` tries: the section ``search`` of its preset.
+
+    Attributes:
+        method: how trials are pretrained.
+        seed: of every trial; none of the study's, whose seeds are not to be chosen for.
+        trials: so many combinations of values, drawn at random; None tries all. The preset's own are tried first.
+        rungs: epochs of the trials of each round: all begin, and the better ones go on.
+        keep: one trial in so many goes on to the next rung.
+        settings: values to try, by the settings that take them: those of pretraining, ``network``, ``views`` and
+            ``views_plus``. Names with commas between them change together: their values are lists of one for each.
+    """
+
+    method: Method
+    seed: Annotated[int, Field(ge=0)]
+    trials: Count | None
+    rungs: Annotated[tuple[Count, ...], Field(min_length=1)]
+    keep: Annotated[int, Field(ge=2)]
+    settings: Annotated[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _can_be_judged(self) -> Search:
+        if list(self.rungs) != sorted(set(self.rungs)):
+            raise ValueError("rungs: each rung takes more epochs than the one before")
+        for line, values in self.settings.items():
+            count = len(names_of(line))
+            if count > 1 and (odd := [v for v in values if not isinstance(v, list) or len(v) != count]):
+                raise ValueError(f"settings: {line} are {count}, and need a list of {count} values, not {odd[0]}")
+        names = [name for line in self.settings for name in names_of(line)]
+        for name in names:
+            if name.partition(".")[0] not in ("network", "pretrain", "views", "views_plus") or "." not in name:
+                raise ValueError(f"settings: {name} is not one of network, pretrain, views or views_plus")
+            if name == "pretrain.epochs":
+                raise ValueError("settings: pretrain.epochs is what the rungs say")
+            if names.count(name) > 1:
+                raise ValueError(f"settings: {name} is there twice")
+        return self
+
+
+def names_of(line: str) -> list[str]:
+    """Names of the settings that change together, of a line of ``Search.settings``."""
+    return [name.strip() for name in line.split(",")]
+
+
 NOT_SCIENCE = {"preset", "reading", "runtime", "sources", "data_root", "imagenet_weights"}
 
 

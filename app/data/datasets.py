@@ -49,7 +49,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A labelled dataset with its train, val and test splits.
+    """A labelled dataset with its train, val and test splits, or those of them that were asked for.
 
     ``task`` is one of ``TASKS``; ``labels`` maps "0", "1", … to class names; ``channels`` is 1 or 3;
     ``sha256`` is that of the file's bytes (before any subset); ``source`` is the path as given; ``notes`` say what was
@@ -140,6 +140,7 @@ def load_dataset(
     seed: int = 0,
     cache: Path | None = None,
     mmap_above: int = MMAP_ABOVE,
+    splits: Sequence[str] = SPLITS,
 ) -> Dataset:
     """Load ``path``, an .npz with {train,val,test}_{images,labels}, as dataset ``name``.
 
@@ -149,7 +150,8 @@ def load_dataset(
     image has exactly one of them (one-hot): those are classes. Classes numbered from 1 are taken as from 0. NaN is a
     missing label of a multi-label set. A set that ``data import`` made says all of it itself.
     ``subset`` keeps at most that many images per split, stratified and seeded by ``seed``. With ``cache``,
-    images of more than ``mmap_above`` bytes are memory-mapped from there.
+    images of more than ``mmap_above`` bytes are memory-mapped from there. Of splits that are not among ``splits`` no
+    array is read, nor need be there; "train" has to be among them.
 
     Raises InputError for a missing, damaged or ill-shaped file, UsageError for a wrong task or no permission.
     """
@@ -162,8 +164,8 @@ def load_dataset(
     if base is not None and asked not in (None, base.task):
         raise UsageError(f"{name} is '{base.task}', not '{asked}'; leave the task out or rename the data")
     with open_npz(path) as npz:
-        labels = {split: read_labels(npz, split) for split in SPLITS}
-        shapes = {split: image_shape(npz, f"{split}_images", size) for split in SPLITS}
+        labels = {split: read_labels(npz, split) for split in splits}
+        shapes = {split: image_shape(npz, f"{split}_images", size) for split in splits}
         channels = _check_shapes(path, shapes, labels, base)
         origin = read_origin(npz, {split: len(values) for split, values in labels.items()}) if base is None else None
         asked = asked or (origin.task if origin else None)
@@ -179,14 +181,14 @@ def load_dataset(
         synthetic = npz.flag("synthetic")
         sha256 = digest_of(path)
         mapped = cache if sum(map(_nbytes, shapes.values())) > mmap_above else None
-        splits = {
+        read = {
             split: Split(
                 read_images(npz, [f"{split}_images"], shapes[split], sha256, mapped),
                 labels[split],
                 tuple(origin.files.get(split, ())) if origin else (),
                 tuple(origin.patients.get(split, ())) if origin else (),
             )
-            for split in SPLITS
+            for split in splits
         }
     dataset = Dataset(
         name=name,
@@ -195,7 +197,7 @@ def load_dataset(
         task=resolved,
         labels=names,
         channels=channels,
-        splits=splits,
+        splits=read,
         sha256=sha256,
         source=as_text(str(path)),
         licence=licence_of(name, synthetic=synthetic),
@@ -210,8 +212,8 @@ def load_dataset(
 def take_subset(dataset: Dataset, n: int, *, seed: int = 0) -> Dataset:
     """Return ``dataset`` with at most ``n`` images per split, stratified and seeded."""
     splits = {}
-    for stream, (name, split) in enumerate(dataset.splits.items()):
-        chosen = stratified_subset(split.labels, n, seed=seed, stream=stream)
+    for name, split in dataset.splits.items():
+        chosen = stratified_subset(split.labels, n, seed=seed, stream=SPLITS.index(name))
         files, patients = (tuple(words[i] for i in chosen) if words else () for words in (split.files, split.patients))
         splits[name] = Split(np.asarray(split.images[chosen]), split.labels[chosen], files, patients)
     return replace(dataset, splits=splits)
@@ -272,7 +274,7 @@ def _check_shapes(
     path: Path, shapes: dict[str, tuple[int, ...]], labels: dict[str, NDArray[np.int64]], base: Known | None
 ) -> int:
     """Check what the splits must agree on; return the number of channels."""
-    for split in SPLITS:
+    for split in labels:
         if len(labels[split]) != shapes[split][0]:
             raise InputError(
                 f"{path}: {split}_images has {shapes[split][0]} images but {split}_labels has "

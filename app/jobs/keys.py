@@ -168,6 +168,16 @@ def run_ids(keys: Iterable[str]) -> list[str]:
     return sorted({key.split("/")[1] for key in keys if key.startswith(f"{RUNS}/") and key.count("/") > 1})
 
 
+def trial(run_id: str, identity: str) -> str:
+    """Name of the run that a trial of `tune` is, inside the search's: equal trials have the same one."""
+    return f"{run_id}/trials/{identity[:12]}"
+
+
+def tune(run_id: str) -> str:
+    """Key of what a search has found."""
+    return f"{run(run_id)}/tune.json"
+
+
 # --- a job
 
 

@@ -26,14 +26,16 @@ Number = Annotated[  # JSON has no NaN: null stands for it
 ]
 
 
-class _Model(BaseModel):
+class Model(BaseModel):
+    """What is JSON in the store; a reader passes over what it does not know."""
+
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=True)
 
 
 # --- the plan
 
 
-class PlannedPretraining(_Model):
+class PlannedPretraining(Model):
     """A pretraining of the plan; ``args`` follow ``python -m app``, and the caller adds ``--store``."""
 
     key: str
@@ -41,7 +43,7 @@ class PlannedPretraining(_Model):
     needs: ClassVar[None] = None
 
 
-class PlannedDownstream(_Model):
+class PlannedDownstream(Model):
     """A downstream job of the plan; ``needs`` names the pretraining that must have finished, None if there is none."""
 
     key: str
@@ -52,7 +54,7 @@ class PlannedDownstream(_Model):
 PlannedJob = PlannedPretraining | PlannedDownstream
 
 
-class Plan(_Model):
+class Plan(Model):
     """The jobs that a run is to do."""
 
     version: Literal[1] = 1
@@ -61,7 +63,7 @@ class Plan(_Model):
     downstream: tuple[PlannedDownstream, ...]
 
 
-class DatasetInfo(_Model):
+class DatasetInfo(Model):
     """What is said of a data set; ``class_counts[split]`` has one count per class or label."""
 
     sha256: str
@@ -82,7 +84,7 @@ class DatasetInfo(_Model):
     unlabelled: Mapping[str, int] = {}  # with both roles: which of its splits are pretrained on, and how many images
 
 
-class TestImages(_Model):
+class TestImages(Model):
     """Images of a test split, how many of them are pretrained on, and how many nearly so; None: nobody looked."""
 
     images: int
@@ -90,7 +92,7 @@ class TestImages(_Model):
     near: int | None = None
 
 
-class Overlap(_Model):
+class Overlap(Model):
     """Images that test splits share with the pretraining set, of which this split, so many images, is pretrained on."""
 
     pretraining: DataName
@@ -99,7 +101,7 @@ class Overlap(_Model):
     test: Mapping[DataName, TestImages]
 
 
-class Experiment(_Model):
+class Experiment(Model):
     """``experiment.json``: what is to be done, with which settings, on which data.
 
     Attributes:
@@ -124,7 +126,7 @@ class Experiment(_Model):
 # --- a job's record
 
 
-class FileEntry(_Model):
+class FileEntry(Model):
     """Size in bytes and SHA-256 of a file beside a record."""
 
     size: int
@@ -137,7 +139,7 @@ class Pointer(FileEntry):
     key: str
 
 
-class Record(_Model):
+class Record(Model):
     """What every finished job says of itself.
 
     Attributes:
@@ -180,7 +182,7 @@ class PretrainRecord(Record):
     epochs: int
 
 
-class FewShotDraw(_Model):
+class FewShotDraw(Model):
     """One choice of k images per class: their places in the training split, and what came of it on the test split."""
 
     draw: int
@@ -189,7 +191,7 @@ class FewShotDraw(_Model):
     best_epoch: int
 
 
-class CurvePoint(_Model):
+class CurvePoint(Model):
     """A point of a label curve: a classifier trained on so many labels; ``budget``: k per class, or a share."""
 
     budget: str
@@ -199,7 +201,7 @@ class CurvePoint(_Model):
     auroc: Number
 
 
-class ConfidentError(_Model):
+class ConfidentError(Model):
     """A test image that the saved model is wrong about: class numbers, and how sure it is."""
 
     image: int

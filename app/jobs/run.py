@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from app.config import completed, difference, parse_config
 from app.data import (
+    SPLITS,
     Dataset,
     Unlabelled,
     default_roots,
@@ -45,11 +46,13 @@ class Run:
         store: where jobs read and write.
         run_id: the run's name.
         config: its configuration.
+        splits: of labelled sets, those that its jobs can read: of the others no array is opened.
     """
 
     store: Store
     run_id: str
     config: Config
+    splits: tuple[str, ...] = SPLITS
 
 
 def planned_settings(store: Store, run_id: str | None, *, overwrite: bool = False) -> dict[str, Any] | None:
@@ -200,12 +203,13 @@ def now() -> str:
 
 
 def load_labelled(run: Run, name: str) -> Dataset:
-    """Load a labelled data set in the run's size and subset."""
+    """Load the run's splits of a labelled data set in its size and subset."""
     path, task = _locate(run, name)
     data = run.config.data
     loaded = load_dataset(
-        name, path=path, size=data.size, task=task, subset=data.subset, seed=SUBSET_SEED, cache=cache_folder("images")
-    )
+        name, path=path, size=data.size, task=task, subset=data.subset, seed=SUBSET_SEED, cache=cache_folder("images"),
+        splits=run.splits,
+    )  # fmt: skip
     for note in loaded.notes:
         Progress("data", run_id=run.run_id).say(f"{name}: {note}")
     return loaded

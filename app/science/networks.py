@@ -97,7 +97,7 @@ def torchvision_resnet(architecture: str, stem: Stem) -> Any:
     """Return torchvision's ResNet with another stem, classifier and all."""
     resnet = torchvision.models.get_model(architecture, weights=None)
     if stem != "stock":
-        resnet.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        resnet.conv1 = nn.Conv2d(3, resnet.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
     if stem == "cifar":
         resnet.maxpool = nn.Identity()

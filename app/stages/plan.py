@@ -79,9 +79,7 @@ def plan(
     labelled = [load_labelled(draft, name) for name in config.study.datasets]
     unlabelled = load_pretraining(draft) if config.study.methods else None
     _say_what_there_is(config, labelled, unlabelled)
-    synthetic = {data.synthetic for data in labelled} | ({unlabelled.synthetic} if unlabelled else set())
-    if len(synthetic) > 1:
-        raise InputError("plan: some data sets are real and some are phantoms; use one kind in one run")
+    synthetic = all_synthetic(labelled, unlabelled)
     _check_few_shot(config, labelled)
     overlap = _overlap(unlabelled, labelled, strict=strict_overlap) if unlabelled else None
     said = power_lines(config, labelled, of_pilot(store, pilot) if pilot else {})
@@ -110,7 +108,7 @@ def plan(
     experiment = Experiment(
         run_id=run.run_id,
         preset=config.preset,
-        synthetic=synthetic == {True},
+        synthetic=synthetic,
         config=config.model_dump(mode="json"),
         science=science,
         monitor=monitor_name(run),
@@ -167,6 +165,18 @@ def growth(run: Run, planned: Any, science: Mapping[str, Any], *, where: str) ->
     if added:
         Progress("plan", run_id=run.run_id).say(f"{run.run_id} grows by {'; '.join(added)}; finished jobs stay valid")
     return bool(added)
+
+
+def all_synthetic(labelled: list[Dataset], unlabelled: Unlabelled | None) -> bool:
+    """Whether the data sets are phantoms; all of them or none.
+
+    Raises:
+        InputError: some are, and some are not.
+    """
+    kinds = {data.synthetic for data in labelled} | ({unlabelled.synthetic} if unlabelled else set())
+    if len(kinds) > 1:
+        raise InputError("plan: some data sets are real and some are phantoms; use one kind in one run")
+    return kinds == {True}
 
 
 def describe(labelled: list[Dataset], unlabelled: Unlabelled | None) -> dict[str, dict[str, Any]]:
