@@ -173,6 +173,11 @@ def trial(run_id: str, identity: str) -> str:
     return f"{run_id}/trials/{identity[:12]}"
 
 
+def tried(run_id: str, keys: Iterable[str]) -> int:
+    """Return how many trials of a search have their record among ``keys``."""
+    return sum(bool(re.fullmatch(rf"{re.escape(run(run_id))}/trials/[^/]+/{_RECORD}", key)) for key in keys)
+
+
 def tune(run_id: str) -> str:
     """Key of what a search has found."""
     return f"{run(run_id)}/tune.json"

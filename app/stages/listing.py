@@ -40,7 +40,11 @@ def list_store(store: Store, run_id: str | None) -> Iterator[str]:
         beside = "" if planned is None or not others else f", {len(others)} beside the plan"
         reported = ", with a report" if keys.report(name) in there else ""
         unplanned = " (no plan)" if planned is None else ""
-        root = keys.run(name)
+        root, tried = keys.run(name), keys.tried(name, there)
+        if tried and not counted:
+            ended = "" if keys.tune(name) in there else ", not at its end"
+            yield f"{root}: a search, {tried} trials done{ended}, {size(root)}"
+            continue
         yield f"{root}: {done} of {len(counted)} jobs done{beside}{unplanned}{reported}, {size(root)}"
         if run_id is not None:
             for job in [*(planned or []), *others]:

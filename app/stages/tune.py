@@ -81,6 +81,7 @@ def tune(store: Store, config: Config, asked: Search, run_id: str | None = None)
     labelled = [load_labelled(draft, name) for name in config.study.datasets]
     _refuse_test_images(draft, labelled)
     unlabelled = load_pretraining(draft)
+    synthetic = all_synthetic(labelled, unlabelled)
     described = describe(labelled, unlabelled)
     science = {
         "config": config.science(),
@@ -95,7 +96,7 @@ def tune(store: Store, config: Config, asked: Search, run_id: str | None = None)
     trials = work.rungs(tried, controls)
     record = TuneRecord(
         run_id=run.run_id,
-        synthetic=all_synthetic(labelled, unlabelled),
+        synthetic=synthetic,
         science=science,
         search=asked.model_dump(mode="json"),
         data={name: DatasetInfo.model_validate(entry) for name, entry in described.items()},
@@ -167,7 +168,11 @@ class _Work:
 
     def rungs(self, tried: Sequence[Candidate], controls: Sequence[TrialResult]) -> list[TrialResult]:
         """Train and judge all candidates, then the better ones for longer, and so on; each rung's best come first."""
-        found = list[TrialResult]()
+        found, counts = list[TrialResult](), [len(tried)]
+        while len(counts) < len(self.asked.rungs):
+            counts.append(math.ceil(counts[-1] / self.asked.keep))
+        plan = ", then ".join(f"{n} of {epochs} epochs" for n, epochs in zip(counts, self.asked.rungs, strict=True))
+        self.progress.say(f"{plan}; {len(self.unlabelled):,} images an epoch")
         for rung, epochs in enumerate(self.asked.rungs, 1):
             results = []
             for each in tried:

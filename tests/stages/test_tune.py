@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from app.science.pretraining import Trainer
 from app.settings import Search
 from app.stages import downstream, pretrain, trial
 from app.stages.found import best_preset, lines_of
+from app.stages.listing import list_store
 from app.stages.tune import candidates, ranking, tune
 from app.storage import FolderStore
 from tests import small
@@ -320,6 +322,15 @@ def test_a_trial_that_collapses_is_last_and_the_search_goes_on(search, monkeypat
 
 
 # --- what is said of it
+
+
+def test_ls_tells_a_search(searched, tmp_path):
+    _, store = searched
+    [line] = list_store(store, None)
+    assert re.fullmatch(r"runs/t: a search, 7 trials done, [\d.]+ \w+", line), line
+    store = FolderStore(tmp_path)
+    store.write("runs/u/trials/abc/record.json", b"{}")
+    assert "runs/u: a search, 1 trials done, not at its end, " in next(list_store(store, "u"))
 
 
 def result(epochs: int, mean: float, gain: float | None = None, **settings: Any) -> TrialResult:
