@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from app import cli
+from app.data import write_phantoms
 from tests.processes import Launcher
 from tests.servers import Weed
 
@@ -62,6 +63,14 @@ def tiny_encoder():
         return TinyEncoder()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def default_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every phantom in its default number, which takes seconds to draw: to be read and left as it is."""
+    root = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(root)
+    return root
 
 
 @pytest.fixture(scope="session")

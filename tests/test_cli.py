@@ -18,7 +18,6 @@ import pytest
 
 import app
 from app import cli
-from app.data import write_phantoms
 
 TINY = [
     "--preset", "smoke", "--set", "runtime.device=cpu", "--set", "runtime.threads=1",
@@ -27,11 +26,9 @@ TINY = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(root)
-    return root
+@pytest.fixture
+def phantoms(default_phantoms: Path) -> Path:
+    return default_phantoms
 
 
 def errors(stderr: str) -> list[str]:
@@ -162,7 +159,7 @@ def test_a_signal_where_nothing_is_to_be_saved_ends_with_75(call, monkeypatch, n
         begin = time.monotonic()
         code, out, err = call("ls", "--store", f"s3://byol/x?endpoint=http://127.0.0.1:{silent.getsockname()[1]}")
     assert (code, out, errors(err)) == (75, "", [f"error: {number.name}: stopped; run the same command again"])
-    assert 0.9 < time.monotonic() - begin < 5, "the request is not tried again"
+    assert 0.9 < time.monotonic() - begin < 15, "the request is not tried again, which takes 20 s"
     assert signal.getsignal(number) is before
 
 
@@ -297,7 +294,7 @@ HOME_PATHS = {
     "plan": ["plan", "--store=~/runs", "--data-root=~/phantoms", "--out=~/out"],
     "preset": ["plan", "--store=~/runs", "--preset=~/own.yaml", "--data-root=~/phantoms"],
     "own data": ["plan", "--store=~/runs", "--data=scans=~/scans.npz", "--set", "data.pretrain=scans"],
-    "phantoms": ["data", "phantoms", "--data-root=~/phantoms"],
+    "phantoms": ["data", "phantoms", "--data-root=~/drawn"],
     "picture": ["views", "--store=~/runs", "--data-root=~/phantoms", "--out=~/views.png"],
     "mirror": ["data", "fetch", "--dataset=breastmnist", "--mirror=~/phantoms", "--data-root=~/got"],
 }  # fmt: skip

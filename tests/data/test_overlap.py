@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.data import fingerprints, load_dataset, load_unlabelled, say_overlap, shared_test_images, write_phantoms
+from app.data import fingerprints, load_dataset, load_unlabelled, say_overlap, shared_test_images
 
 
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(root)
-    return root
+@pytest.fixture
+def phantoms(default_phantoms: Path) -> Path:
+    return default_phantoms
 
 
 def test_equal_pixels_have_equal_fingerprints_and_others_have_not():

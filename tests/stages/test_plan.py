@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from app.config import load_config
-from app.data import load_dataset, write_phantoms
+from app.data import load_dataset
 from app.errors import UsageError
 from app.jobs import keys
 from app.jobs.run import Run, check_run_id
@@ -28,11 +28,9 @@ Call = Callable[..., tuple[int, str, str]]
 SMALL = ["--set", "data.subset=64", "--set", "data.phantoms=never", "--set", "study.datasets=[breastmnist]"]
 
 
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(root)
-    return root
+@pytest.fixture
+def phantoms(default_phantoms: Path) -> Path:
+    return default_phantoms
 
 
 @pytest.fixture

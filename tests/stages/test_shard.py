@@ -16,7 +16,6 @@ import yaml
 
 from app import cli
 from app.config import load_config
-from app.data import write_phantoms
 from app.errors import CollapseError, InputError, Interrupted, StorageError, UsageError
 from app.jobs.run import Run
 from app.stages import downstream, shard
@@ -229,14 +228,12 @@ def test_what_would_not_fit():
     assert 3_400 * len(json.dumps(item, separators=(",", ":"))) > 256_000
 
 
-def test_ten_thousand_jobs_are_planned_by_the_command(tmp_path, monkeypatch, capsys):
+def test_ten_thousand_jobs_are_planned_by_the_command(default_phantoms, tmp_path, monkeypatch, capsys):
     """Data, checks and all: five data sets, four protocols, a random start and BYOL, 250 seeds."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    write_phantoms(tmp_path / "data")
-    fifth = (tmp_path / "data/breastmnist.npz").rename(tmp_path / "fifth.npz")
-    shutil.copy(fifth, tmp_path / "data/breastmnist.npz")
+    fifth = shutil.copy(default_phantoms / "breastmnist.npz", tmp_path / "fifth.npz")
     names = ["pneumoniamnist", "breastmnist", "dermamnist", "chestmnist", "fifth"]
-    command = ["plan", "--preset=smoke", "--set=data.phantoms=never", f"--data-root={tmp_path / 'data'}"]
+    command = ["plan", "--preset=smoke", "--set=data.phantoms=never", f"--data-root={default_phantoms}"]
     command += [f"--data=fifth={fifth}:binary", f"--datasets={','.join(names)}", "--methods=byol"]
     command += [f"--seeds={','.join(map(str, range(250)))}", "--seeds-per-pod=3", "--run-id=fan"]
     command += [f"--store={tmp_path / 'store'}", f"--out={tmp_path / 'out'}"]
