@@ -20,18 +20,19 @@ from app.stages.fetch import fetch, fetch_study
 from app.storage import FolderStore
 
 NAMES = sorted(PHANTOM_COUNTS)
+FEW = dict.fromkeys(PHANTOM_COUNTS, (20, 20, 20))
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("files")
-    write_phantoms(root)
+    write_phantoms(root, counts=FEW)
     return root
 
 
 @pytest.fixture(autouse=True)
 def published(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let phantoms be what MedMNIST publishes, at a host that cannot be reached; home is empty."""
+    """Let phantoms be what MedMNIST publishes, at a host that cannot be reached; home is empty, and few are drawn."""
     sets = {
         name: dataclasses.replace(
             one,
@@ -42,6 +43,7 @@ def published(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         if name in PHANTOM_COUNTS
     }
     monkeypatch.setattr(download, "known", sets.__getitem__)
+    monkeypatch.setattr("app.data.phantoms.PHANTOM_COUNTS", FEW)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MEDMNIST_ROOT", raising=False)
 
