@@ -122,6 +122,9 @@ def import_(
     patient_column: Annotated[str | None, typer.Option("--patient-column", help="Names the patients.")] = None,
     patient_regex: PatientRegex = None,
     split_column: Annotated[str | None, typer.Option("--split-column", help="Holds train, val and test.")] = None,
+    subgroup_columns: Annotated[
+        str, typer.Option("--subgroup-columns", help="Of the table, by commas: results are told by them, too.")
+    ] = "",
     split: Annotated[
         str | None, typer.Option("--split", help="Per cent of train, val and test. [default: 70/10/20]")
     ] = None,
@@ -140,8 +143,10 @@ def import_(
 
     if size not in SIZES:
         raise UsageError(f"--size {size}: unknown; choose from {', '.join(map(str, SIZES))}")
-    columns = tuple(name.strip() for name in label_columns.split(",") if name.strip())
-    labels = LabelSource(table, columns, file_column, patient_column, patient_regex, split_column)
+    columns, groups = (
+        tuple(name.strip() for name in names.split(",") if name.strip()) for names in (label_columns, subgroup_columns)
+    )
+    labels = LabelSource(table, columns, file_column, patient_column, patient_regex, split_column, groups)
     with reading_bar(Progress("import")) as told:
         made = import_images(
             source,

@@ -1,8 +1,8 @@
 """Labelled data: any .npz in MedMNIST's layout, checked in full, as numpy arrays."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,15 @@ class Split:
     """One split. ``images``: uint8 (N, H, W) or (N, H, W, 3), 0-255. ``labels``: int64 (N, L).
 
     L is 1 except for multi-label data, where each column is 0, 1 or ``MISSING``. ``images`` may be memory-mapped.
-    ``files`` and ``patients`` name each image's, where the set was imported; () where they are not known.
+    ``files`` and ``patients`` name each image's, where the set was imported; () where they are not known. ``subgroups``
+    has each image's group, "" where it is not known, by the name of what tells groups apart.
     """
 
     images: Images
     labels: NDArray[np.int64]
     files: tuple[str, ...] = ()
     patients: tuple[str, ...] = ()
+    subgroups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -187,6 +189,7 @@ def load_dataset(
                 labels[split],
                 tuple(origin.files.get(split, ())) if origin else (),
                 tuple(origin.patients.get(split, ())) if origin else (),
+                origin.subgroups.get(split, {}) if origin else {},
             )
             for split in splits
         }
@@ -215,7 +218,8 @@ def take_subset(dataset: Dataset, n: int, *, seed: int = 0) -> Dataset:
     for name, split in dataset.splits.items():
         chosen = stratified_subset(split.labels, n, seed=seed, stream=SPLITS.index(name))
         files, patients = (tuple(words[i] for i in chosen) if words else () for words in (split.files, split.patients))
-        splits[name] = Split(np.asarray(split.images[chosen]), split.labels[chosen], files, patients)
+        groups = {what: tuple(words[i] for i in chosen) for what, words in split.subgroups.items()}
+        splits[name] = Split(np.asarray(split.images[chosen]), split.labels[chosen], files, patients, groups)
     return replace(dataset, splits=splits)
 
 

@@ -12,7 +12,8 @@ from app.data.files import NpzReader
 from app.errors import InputError
 
 DESCRIPTION, CLASS_NAMES = "description", "class_names"
-FILES, PATIENTS = "files", "patients"  # behind the name of a split
+FILES, PATIENTS, SUBGROUPS = "files", "patients", "subgroups"  # behind the name of a split
+SUBGROUP_NAMES = "subgroup_names"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Origin:
         files: of each image, by split.
         patients: of each image, by split; none where they are not known.
         description: what was done, plain values.
+        subgroups: by split and by the name of what tells them apart, the group of each image; "" where it is not known.
     """
 
     task: str
@@ -32,6 +34,7 @@ class Origin:
     files: dict[str, list[str]]
     patients: dict[str, list[str]] = field(default_factory=dict)
     description: dict[str, Any] = field(default_factory=dict)
+    subgroups: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
 
     @property
     def fit(self) -> str | None:
@@ -98,7 +101,20 @@ def read_origin(npz: NpzReader, lengths: dict[str, int]) -> Origin | None:
                     raise InputError(
                         f"{npz.path}: {key} names {len(values[split])} of {length} images; import it again"
                     )
-    return Origin(task, _words(npz, CLASS_NAMES), columns[FILES], columns[PATIENTS], description)
+    groups = {split: _subgroups(npz, split, length) for split, length in lengths.items()}
+    return Origin(task, _words(npz, CLASS_NAMES), columns[FILES], columns[PATIENTS], description, groups)
+
+
+def _subgroups(npz: NpzReader, split: str, length: int) -> dict[str, tuple[str, ...]]:
+    key = f"{split}_{SUBGROUPS}"
+    if key not in npz.keys or SUBGROUP_NAMES not in npz.keys:
+        return {}
+    names, cells = _words(npz, SUBGROUP_NAMES), _words(npz, key)
+    if len(cells) != length * len(names):
+        raise InputError(
+            f"{npz.path}: {key} holds {len(cells)} groups, for {len(names)} of each of {length} images; import it again"
+        )
+    return {name: tuple(cells[place :: len(names)]) for place, name in enumerate(names)}
 
 
 def _words(npz: NpzReader, key: str) -> list[str]:

@@ -91,7 +91,8 @@ class Study:
     ``cells`` maps (dataset, protocol, method) to the finished jobs ordered by seed; ``planned`` maps it to
     the seeds that the plan names (so a cell may be planned and empty).  ``test_labels`` and ``val_labels`` have shape
     (N, L) for each dataset; plans older than the latter have none.  ``test_patients`` tells whose each test image is,
-    (N,), where patients are known and have several.
+    (N,), where patients are known and have several; ``test_subgroups`` its group, "" where it is not known, (N,), by
+    the name of what tells groups apart.
     """
 
     experiment: Experiment
@@ -103,6 +104,7 @@ class Study:
     samples: Mapping[str, bytes]
     missing: tuple[Missing, ...]
     test_patients: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    test_subgroups: Mapping[str, Mapping[str, NDArray[np.str_]]] = field(default_factory=dict)
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -184,8 +186,8 @@ def collect(store: Store, run_id: str) -> Study:
     root = keys.run(run_id)
     experiment = find_experiment(store, run_id)
     missing: list[Missing] = []
-    labels, patients = _labels(store, experiment, keys.test_labels, missing)
-    val_labels, _ = _labels(store, experiment, keys.val_labels, None)
+    labels, patients, subgroups = _labels(store, experiment, keys.test_labels, missing)
+    val_labels, _, _ = _labels(store, experiment, keys.val_labels, None)
     cells = _downstream(store, root, experiment, labels, val_labels, missing)
     return Study(
         experiment=experiment,
@@ -197,6 +199,7 @@ def collect(store: Store, run_id: str) -> Study:
         samples=_samples(store, experiment),
         missing=tuple(missing),
         test_patients=patients,
+        test_subgroups=subgroups,
     )
 
 
@@ -297,10 +300,11 @@ def _planned_cells(plan: Plan) -> dict[CellKey, tuple[int, ...]]:
 
 def _labels(
     store: Store, experiment: Experiment, place: Callable[[str, str], str], missing: list[Missing] | None
-) -> tuple[dict[str, Labels], dict[str, NDArray[np.int64]]]:
-    """Read labels and patients of a split; what is not there is named in ``missing``, unless that is None."""
+) -> tuple[dict[str, Labels], dict[str, NDArray[np.int64]], dict[str, dict[str, NDArray[np.str_]]]]:
+    """Read labels, patients and subgroups of a split; what is not there is named in ``missing`` unless that is None."""
     labels: dict[str, Labels] = {}
     patients: dict[str, NDArray[np.int64]] = {}
+    subgroups: dict[str, dict[str, NDArray[np.str_]]] = {}
     folder = f"{keys.run(experiment.run_id)}/{keys.DOWNSTREAM}"
     jobs = [planned.key for planned in experiment.plan.downstream]
     jobs += keys.finished(folder, store.list(folder))
@@ -320,14 +324,19 @@ def _labels(
                 if whose.shape != values.shape[:1]:
                     raise ValueError(f"{whose.shape} patients")
                 patients[name] = whose
+            if "subgroups" in known:
+                groups = {str(what): np.asarray(cells, dtype=np.str_) for what, cells in known["subgroups"].items()}
+                if any(cells.shape != values.shape[:1] for cells in groups.values()):
+                    raise ValueError(f"subgroups of other than {len(values)} images")
+                subgroups[name] = groups
             labels[name] = values[:, None] if values.ndim == 1 else values
         except MissingObject:
             reason = "not there; no interval over test images, no ROC curve"
-        except (InputError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        except (InputError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             reason = f"damaged ({type(error).__name__})"
         if name not in labels and missing is not None:
             missing.append(Missing("data", what, reason))
-    return labels, patients
+    return labels, patients, subgroups
 
 
 def _samples(store: Store, experiment: Experiment) -> dict[str, bytes]:

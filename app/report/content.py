@@ -47,6 +47,7 @@ from app.report.names import MARKS, display_names, method_name, protocol_name, s
 from app.report.paper import figure5_table, figure6_table, inside_of_paper, paper_name, published
 from app.report.plots import differences
 from app.report.robustness import robustness_figures, robustness_table
+from app.report.subgroups import subgroups_table
 from app.report.table import Table
 from app.report.tables import delong_table, differences_table, metrics_table, results_table
 from app.report.verdict import lead
@@ -170,6 +171,7 @@ def _evidence(analysis: Analysis, names: Mapping[str, str]) -> dict[str, Any]:
         "operating": operating_table(analysis),
         "calibration": calibration_table(analysis),
         "reliability_figure": reliability_figure(analysis, names),
+        "subgroups": subgroups_table(analysis),
         "robustness": robustness_table(analysis),
         "robustness_figures": robustness_figures(analysis, names),
         "embedding_figures": embedding_figures(analysis, names),

@@ -131,6 +131,7 @@ def render_markdown(context: Mapping[str, Any]) -> str:
     section("Confusion matrices", *context["confusion_figures"])
     section("Operating points", context["operating"])
     section("Calibration", context["reliability_figure"], context["calibration"])
+    section("Subgroups", context["subgroups"])
     section("Robustness", *context["robustness_figures"], context["robustness"])
     section("Embedding", *context["embedding_figures"])
     section("Most confident errors", _list(f"{s.title}: {line}" for s in context["errors"] for line in s.lines))

@@ -1,9 +1,10 @@
-"""What the report shows of a data set: some images, the labels and patients of test and validation, what is known."""
+"""What the report shows of a data set: some images, the labels, patients and subgroups of test and validation."""
 
 from __future__ import annotations
 
 import io
 import json
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,11 @@ def show_data(run: Run, data: Dataset | Unlabelled) -> None:
     run.store.write(keys.sample_sheet(run.run_id, data.name), sample_sheet(data))
     if isinstance(data, Dataset):
         for key, split in ((keys.test_labels, data.test), (keys.val_labels, data.val)):
-            known = {"labels": split.labels.tolist()}
+            known: dict[str, Any] = {"labels": split.labels.tolist()}
             if (patients := split.patient_numbers) is not None:
                 known["patients"] = patients.tolist()
+            if split.subgroups:
+                known["subgroups"] = {name: list(groups) for name, groups in split.subgroups.items()}
             run.store.write(key(run.run_id, data.name), json.dumps(known).encode())
 
 

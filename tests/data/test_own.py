@@ -193,6 +193,35 @@ class TestTables:
         assert data.test.files == tuple(f"{n:02d}.png" for n in range(6))
         assert [data.class_names[label] for label in data.test.labels[:, 0]] == ["no", "mild", "severe"] * 2
 
+    def test_subgroups_stay_beside_their_images_and_are_no_labels(self, scans, tmp_path) -> None:
+        sexes, scanners = [("f", "m", "NA")[n % 3] for n in range(30)], [str(n % 2 + 9) for n in range(30)]
+        rows = [f"{n:02d}.png,{n % 2},{scanners[n]}.0,{sexes[n]}" for n in range(30)]
+        table = write(tmp_path / "a.csv", "file,label,scanner,sex", rows)
+        labels = {"table": table, "subgroup_columns": ("sex", "scanner")}
+        (scans / "05.png").write_bytes(b"")
+        options = ReadOptions(max_unreadable=0.1)
+        result, data = made(scans, tmp_path / "a.npz", labels=labels, split="40/30/30", options=options)
+        assert data.class_names == ["0", "1"]
+        for split in (*data.splits.values(), *load_dataset("mine", path=tmp_path / "a.npz", subset=4).splits.values()):
+            places = [int(file[:2]) for file in split.files]
+            assert split.subgroups["sex"] == tuple(sexes[n].replace("NA", "") for n in places)
+            assert split.subgroups["scanner"] == tuple(scanners[n] for n in places)
+        [line] = [line for line in result.lines() if line.startswith("test images by sex: ")]
+        counted = {group: data.test.subgroups["sex"].count(group) for group in ("", "f", "m")}
+        assert line.endswith(f"{counted['']} not known, {counted['f']} f, {counted['m']} m")
+        with np.load(tmp_path / "a.npz") as npz:
+            arrays = dict(npz)
+        assert arrays["test_subgroups"].shape == (len(data.test), 2)
+        np.savez(tmp_path / "b.npz", **arrays | {"test_subgroups": arrays["test_subgroups"][1:]})
+        with pytest.raises(InputError, match=r"test_subgroups holds .* import it again"):
+            load_dataset("mine", path=tmp_path / "b.npz")
+
+    def test_a_set_without_subgroups_has_no_such_arrays(self, lesions, tmp_path) -> None:
+        _, data = made(lesions, tmp_path / "a.npz")
+        assert dict(data.test.subgroups) == {}
+        with np.load(tmp_path / "a.npz") as npz:
+            assert not [key for key in npz.files if "subgroup" in key]
+
     def test_several_labels_and_missing_ones(self, scans, tmp_path) -> None:
         rows = [f"{n:02d},{n % 2},{(n // 2) % 2},{'' if n == 3 else 1 - n % 2}" for n in range(30)]
         table = write(tmp_path / "labels.csv", "id,edema,mass,nodule", rows)
@@ -268,6 +297,7 @@ ROWS = [f"{n:02d}.png,{n % 2},p{n // 3},{('train', 'val', 'test')[n // 3 % 3]}" 
 SOUND = "\n".join([HEADER, *ROWS])
 TWO = "\n".join(["file,label", *(row[:8] for row in ROWS)])
 EVAL = {"split_column": "s", "label_columns": ("label",)}
+NAMES = {"subgroup_columns": ("file",), "label_columns": ("label",)}
 BOTH = {"split_column": "s", "patient_column": "p"}
 BAD = {
     "no such table": (None, {}, "no such file", 66),
@@ -280,6 +310,14 @@ BAD = {
     "two columns of a name": ("file,label,label\n00.png,1,1\n", {}, "two columns are called label", 66),
     "no column of files": ("name,label\nx.png,1\ny.png,0\n", {}, "no column names the images", 66),
     "an unknown column": (SOUND, {"patient_column": "patient"}, "no such column; it has", 2),
+    "subgroups that are names": (
+        SOUND,
+        {"subgroup_columns": ("file",), "label_columns": ("label",)},
+        "holds 30 (00.png, 01.png, ",
+        2,
+    ),
+    "one subgroup": ("file,label,g\n00.png,1,a\n01.png,0,a\n", {"subgroup_columns": ("g",)}, "holds 1 (a)", 2),
+    "subgroups that are not there": (SOUND, {"subgroup_columns": ("sex",)}, "no such column; it has", 2),
     "no labels": ("file\n00.png\n", {}, "has no column of labels", 2),
     "an empty label": ("file,label\n00.png,1\n01.png,\n02.png,0\n", {}, "is empty for 1 images (01.png)", 66),
     "one class": ("file,label\n00.png,1\n01.png,1\n", {}, "holds 1 alone", 66),

@@ -22,6 +22,7 @@ from app.science.statistics import Interval
 from app.stages.report import run as write_report
 from tests.report.test_report import DATASETS, ROOT, RUN, FakeRun, Page, read
 from tests.report.test_robustness_table import judge
+from tests.report.test_subgroups import grouped
 
 PROTOCOLS = ("finetune", "linear_probe", "few_shot", "few_shot_frozen")
 OWN: dict[str, dict[str, Any]] = {
@@ -36,6 +37,7 @@ def written(**changes: Any) -> FakeRun:
     run = FakeRun(**({"shrink": 12, "draws": 2, "seeds": (0, 1)} | changes)).write()
     if run.clinical:
         judge(run)
+        grouped(run)
     write_report(run.store, RUN)
     return run
 

@@ -385,14 +385,17 @@ def test_whose_the_test_images_are_joins_the_run_without_a_name(tmp_path):
             f"{split}_labels": np.arange(12)[:, None] // 3 % 2,
             f"{split}_files": np.array([f"{n}.png" for n in range(12)]),
             f"{split}_patients": np.array([f"Doe {n // 3}" if split == "test" else f"{split} {n}" for n in range(12)]),
+            f"{split}_subgroups": np.array([["f", "m"][n // 6] for n in range(12)])[:, None],
         }
     told = {"description": np.array(json.dumps({"task": "binary-class"})), "class_names": np.array(["no", "yes"])}
+    told["subgroup_names"] = np.array(["sex"])
     np.savez(tmp_path / "own.npz", **splits, **told)
     data = load_dataset("own", path=tmp_path / "own.npz")
     run = Run(FolderStore(tmp_path / "runs"), "r", load_config("smoke"))
     show_data(run, data)
     kept = run.store.read(keys.test_labels("r", "own"))
     assert json.loads(kept)["patients"] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert json.loads(kept)["subgroups"] == {"sex": ["f"] * 6 + ["m"] * 6}
     assert b"Doe" not in kept
     assert "patients" not in json.loads(run.store.read(keys.val_labels("r", "own"))), "one image each"
     config = load_config("smoke", ["study.seeds=[0,1,2]"])

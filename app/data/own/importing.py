@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from app.data.datasets import SPLITS
 from app.data.files import Images, atomic_write
-from app.data.origin import CLASS_NAMES, DESCRIPTION, FILES, PATIENTS
+from app.data.origin import CLASS_NAMES, DESCRIPTION, FILES, PATIENTS, SUBGROUP_NAMES, SUBGROUPS
 from app.data.own.duplicates import equal_groups, near_pairs
-from app.data.own.labels import MULTI_LABEL, Labels, LabelSource, check_patients, find_labels
+from app.data.own.labels import MULTI_LABEL, Labels, LabelSource, check_patients, find_labels, in_order
 from app.data.own.splits import check_splits, draw_splits, parse_shares
 from app.data.reading import Counted, ReadingSummary, ReadOptions, Squares, find_images, left_out, uncounted
 from app.errors import UsageError
@@ -41,6 +41,7 @@ class Import:
         equal: pairs of images in different splits whose pixels are equal, by name.
         near: likewise, of nearly the same pixels.
         size: side of the squares in pixels.
+        subgroups: test images by group ("" is not known), by the name of what tells them apart.
     """
 
     counts: dict[str, list[int]]
@@ -54,6 +55,7 @@ class Import:
     equal: list[tuple[str, str]]
     near: list[tuple[str, str]]
     size: int
+    subgroups: dict[str, Counter[str]]
 
     def lines(self) -> list[str]:
         """Say what was made, what it holds, and what may be wrong with it."""
@@ -66,6 +68,9 @@ class Import:
             )
             of = f" of {self.patients[split]} patients" if self.patients else ""
             said.append(f"{split}: {self.images[split]} images{of}: {per_class}")
+        for name, groups in self.subgroups.items():
+            counted = ", ".join(f"{groups[group]} {group or 'not known'}" for group in in_order(groups))
+            said.append(f"test images by {name}: {counted}")
         if self.patients is None:
             said.append(
                 "WARNING: no patients are known, so that one may be in several splits, and results be too good; give "
@@ -98,8 +103,9 @@ def import_images(
     """Read labelled images, split them by patient, and write them as one .npz.
 
     Its arrays are MedMNIST's ``<split>_images`` and ``<split>_labels``, and ``class_names``, ``<split>_files``,
-    ``<split>_patients`` (mere numbers where they are from DICOM files, or names are not to be told), and
-    ``description``, JSON, with the task, the source's checksum and what was done.
+    ``<split>_patients`` (mere numbers where they are from DICOM files, or names are not to be told), ``subgroup_names``
+    (G,) and ``<split>_subgroups`` (N, G) where they are asked for, "" where one is not known, and ``description``,
+    JSON, with the task, the source's checksum and what was done.
 
     Args:
         folder: of the images.
@@ -153,6 +159,10 @@ def import_images(
         equal=across_equal,
         near=across_near,
         size=size,
+        subgroups={
+            name: Counter(group for group, split in zip(groups, splits, strict=True) if split == "test")
+            for name, groups in known.subgroups.items()
+        },
     )
     description = _describe(result, folder, _checksum(squares.paths, [seen.sha256 for seen in squares.seen]), options)
     _write(out, images, replace(known, names=names, patients=called, splits=splits), description)
@@ -169,6 +179,7 @@ def _those_read(known: Labels, read: Sequence[str], options: ReadOptions) -> Lab
         values=known.values[kept],
         patients=None if known.patients is None else [known.patients[index] for index in kept],
         splits=None if known.splits is None else [known.splits[index] for index in kept],
+        subgroups={name: [groups[index] for index in kept] for name, groups in known.subgroups.items()},
     )
 
 
@@ -235,6 +246,8 @@ def _write(out: Path, images: Images, known: Labels, description: dict[str, Any]
     if not np.isnan(values).any():
         values = values.astype(np.int64)
     arrays: dict[str, NDArray[Any]] = {CLASS_NAMES: np.array(known.classes)}
+    if known.subgroups:
+        arrays[SUBGROUP_NAMES] = np.array(list(known.subgroups))
     for split in SPLITS:
         here = np.flatnonzero([name == split for name in known.splits or []])
         arrays[f"{split}_images"] = images[here]
@@ -242,6 +255,8 @@ def _write(out: Path, images: Images, known: Labels, description: dict[str, Any]
         arrays[f"{split}_{FILES}"] = np.array([as_text(known.names[index]) for index in here])
         if known.patients is not None:
             arrays[f"{split}_{PATIENTS}"] = np.array([known.patients[index] for index in here])
+        if known.subgroups:
+            arrays[f"{split}_{SUBGROUPS}"] = np.array(list(known.subgroups.values())).T[here]
     arrays[DESCRIPTION] = np.array(json.dumps(description))
     with atomic_write(out) as file:
         np.savez(file, allow_pickle=False, **arrays)  # small images hardly compress, and every job unpacks them

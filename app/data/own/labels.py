@@ -21,6 +21,7 @@ SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+MOST_GROUPS = 20  # of a column: more are numbers, or names
 NAMED = 5  # files, rows or values that a message names
 
 Show = Callable[[str], str]  # from a file's name to what may be told of it
@@ -37,6 +38,7 @@ class LabelSource:
         patient_column: of the table.
         patient_regex: finds the patient in an image's path below the folder: its first group, else all of it.
         split_column: of the table.
+        subgroup_columns: of the table: sex, scanner and so on, by which results are told apart.
     """
 
     table: Path | None = None
@@ -45,6 +47,7 @@ class LabelSource:
     patient_column: str | None = None
     patient_regex: str | None = None
     split_column: str | None = None
+    subgroup_columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Labels:
         patients: of each image; None if none is known.
         splits: ``train``, ``val`` or ``test`` of each image; None if they are to be drawn.
         left_out: how many images or rows are not used, by reason.
+        subgroups: by the name of what tells them apart, the group of each image; "" where it is not known.
     """
 
     names: list[str]
@@ -68,6 +72,7 @@ class Labels:
     patients: list[str] | None
     splits: list[str] | None
     left_out: Counter[str] = field(default_factory=Counter)
+    subgroups: dict[str, list[str]] = field(default_factory=dict)
 
 
 def find_labels(folder: Path, names: Sequence[str], source: LabelSource, options: ReadOptions | None = None) -> Labels:
@@ -86,7 +91,7 @@ def find_labels(folder: Path, names: Sequence[str], source: LabelSource, options
     options = options or ReadOptions()
     show = options.shown
     if source.table is None:
-        for option in ("label_columns", "file_column", "patient_column", "split_column"):
+        for option in ("label_columns", "file_column", "patient_column", "split_column", "subgroup_columns"):
             if getattr(source, option):
                 raise UsageError(f"--{option.replace('_', '-')}: is a column of a table; give the table by --labels")
         labels = _of_folders(folder, names, show)
@@ -133,7 +138,8 @@ def _of_table(table: SourceTable, names: Sequence[str], source: LabelSource, sho
     rows = _match(table, file_column, names, show)
     patients = table.column(source.patient_column, "--patient-column") if source.patient_column else None
     splits = table.column(source.split_column, "--split-column") if source.split_column else None
-    taken = {file_column, source.patient_column, source.split_column}
+    groups = {name: table.column(name, "--subgroup-columns") for name in source.subgroup_columns}
+    taken = {file_column, source.patient_column, source.split_column, *groups}
     columns = list(source.label_columns) or [name for name in table.columns if name not in taken]
     if not columns:
         raise UsageError(
@@ -157,7 +163,20 @@ def _of_table(table: SourceTable, names: Sequence[str], source: LabelSource, sho
         else _filled(without_words(patients[rows[name]] for name in order), shown, "--patient-column"),
         None if splits is None else _split_words(table, [splits[rows[name]] for name in order], shown),
         +left_out,
+        {name: _groups(table, name, [column[rows[image]] for image in order]) for name, column in groups.items()},
     )
+
+
+def _groups(table: SourceTable, name: str, cells: list[str]) -> list[str]:
+    cells = without_words(cells)
+    known = in_order(set(cells) - {""})
+    if not 1 < len(known) <= MOST_GROUPS:
+        held = f"{len(known)} ({_some(known)})" if known else "none"
+        raise UsageError(
+            f"--subgroup-columns {name}: in {table.path} it holds {held} groups, and has to hold 2 to {MOST_GROUPS}; "
+            "leave it out, or write groups such as 40-59 into it"
+        )
+    return cells
 
 
 def _read_labels(
