@@ -23,7 +23,7 @@ STUDY = [
     "--set", "data.subset=48", "--set", "data.phantoms=never", "--set", "study.methods=[byol]",
     "--set", "study.datasets=[breastmnist]", "--set", "study.protocols=[linear_probe,few_shot_frozen]",
     "--set", "pretrain.batch_size=16", "--set", "pretrain.monitor_every=50", "--set", "pretrain.warmup_epochs=0",
-    "--set", "network.projector_hidden=3072", "--set", "network.predictor_hidden=256",
+    "--set", "network.projector_hidden=2048", "--set", "network.predictor_hidden=256",
     "--set", "network.projection=128", "--set", "runtime.kernels=plain",
 ]  # fmt: skip
 

@@ -23,8 +23,8 @@ from tests.processes import SMALL
 from tests.servers import SECRET, Proxy
 
 ROUNDS = 20 if FULL else 6
-# Three steps an epoch, a checkpoint of some 9 MB, in two parts, every 10
-STEPS = 450 if FULL else 300
+# Three steps an epoch, a checkpoint of some 6 MB, in two parts, every 10
+STEPS = 450 if FULL else 180
 EPOCHS = f"pretrain.epochs={STEPS // 3}"
 LONG = (EPOCHS, "runtime.checkpoint_steps=10")
 LONGER = ("pretrain.epochs=200", "runtime.checkpoint_steps=10")  # where it must not be done before something comes
@@ -260,7 +260,7 @@ def test_the_server_is_gone_when_the_signal_comes(place: Place) -> None:
     finally:
         place.weed.start()
     assert len([line for line in process.errors if line.startswith("error: SIGTERM")]) == 1
-    process = place.pretrain(*LONGER)
+    process = place.pretrain(LONGER[0], "runtime.checkpoint_steps=100")
     assert process.wait() == 0, process.text
 
 
@@ -281,9 +281,8 @@ def test_a_wrong_secret(place: Place) -> None:
 @pytest.mark.parametrize("kill_the_owner", [False, True])
 def test_sixteen_copies_of_one_job(place: Place, reference, capsys, kill_the_owner: bool, turn: int) -> None:
     copies = 16 if FULL else 4
-    settings = (EPOCHS, "runtime.checkpoint_steps=4")
     expected = reference(EPOCHS)
-    waiting = (*settings, "runtime.claim_wait_minutes=10")
+    waiting = (*LONG, "runtime.claim_wait_minutes=10")
     trigger = Trigger(place.proxy, "pointer", 3, 0.0)
     processes = [place.pretrain(*waiting) for _ in range(copies)]
     killed = None
