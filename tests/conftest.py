@@ -11,8 +11,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
-import torch
-from torch import nn
 
 from app import cli
 from app.data import write_phantoms
@@ -23,6 +21,8 @@ from tests.servers import Weed
 @pytest.fixture(autouse=True)
 def one_thread():
     """The nets here are too small to share; one thread also makes sums repeat bit for bit."""
+    import torch  # not above: what hands the tests out to workers waits for no torch
+
     torch.set_num_threads(1)
 
 
@@ -40,23 +40,12 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
-class TinyEncoder(nn.Module):
-    """Stands in for the ResNet, in a hundredth of the time, where only what is done with it is looked at."""
-
-    features = 6
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.bn = nn.Conv2d(1, 6, 5, stride=3, bias=False), nn.BatchNorm2d(6)
-
-    def forward(self, x):
-        maps = self.bn(self.conv(x)).relu()
-        return torch.cat([maps[:, :3, :4].mean((2, 3)), maps[:, 3:, 4:].mean((2, 3))], 1)
-
-
 @pytest.fixture
 def tiny_encoder():
     """A function that makes a tiny encoder from a seed."""
+    import torch
+
+    from tests.small import TinyEncoder
 
     def make(seed=0):
         torch.manual_seed(seed)
