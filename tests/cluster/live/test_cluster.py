@@ -587,7 +587,7 @@ def test_a_queue_of_kueue(s3: Store) -> None:
         pytest.skip("this cluster has no Kueue")
     kubectl("apply", "-f", "k8s/examples/kueue.yaml")
     try:
-        study = submit(TINY | {"queue": "byol"}).succeeds(600)
+        study = submit(TINY | {"queue": "byol", "run-id": f"queued-{int(time.time())}"}).succeeds(600)
         admitted = [
             owner["name"]
             for workload in objects("workloads.kueue.x-k8s.io")
