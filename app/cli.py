@@ -202,6 +202,8 @@ def status(
     opened = _store(store)
     ended = workflow_status(opened, workflow, phase, why=failures(failed))
     print(f"{workflow}: {phase}, {ended['done'] or 0} of {ended['planned'] or 0} jobs done")
+    if ended["took"]:
+        print(f"took {ended['took']}")
     for line in ended["why"]:
         print(f"why: {line}")
     print(f"report: {ended['report'] or 'none'}")

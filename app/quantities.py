@@ -53,3 +53,14 @@ def size_in_words(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 9.95 else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def processor_time(cpu: float, gpu: float) -> str:
+    """Say seconds of CPUs and GPUs in units that fit: ``4.2 CPU minutes``, ``12 CPU hours and 1.5 GPU hours``."""
+    return _busy(cpu, "CPU") + (f" and {_busy(gpu, 'GPU')}" if gpu else "")
+
+
+def _busy(seconds: float, kind: str) -> str:
+    unit, size = ("seconds", 1) if seconds < 90 else ("minutes", 60) if seconds < 90 * 60 else ("hours", 3600)
+    count = seconds / size
+    return f"{count:,.{0 if count >= 9.5 or unit == 'seconds' else 1}f} {kind} {unit}"

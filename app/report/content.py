@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from app.jobs.processor_time import taken
 from app.report.blocks import (
     Block,
     confusion_figures,
@@ -127,7 +127,6 @@ def _heading(study: Study) -> dict[str, Any]:
     done = len(results) + len(trained)
     planned = len(experiment.plan.pretrain) + len(experiment.plan.downstream)
     finished = max([record.finished for record in (*results, *trained)], default="")
-    seconds = [record.timings.get("seconds", 0.0) for record in (*results, *trained)]
     return {
         "title": "Self-supervised pretraining for medical images",
         "run_id": experiment.run_id,
@@ -138,7 +137,7 @@ def _heading(study: Study) -> dict[str, Any]:
         "synthetic": SYNTHETIC if experiment.synthetic else "",
         "overlaps": list(study.overlaps.values()),
         "not_clinical": NOT_CLINICAL,
-        "total_time": _duration(sum(value for value in seconds if math.isfinite(value))),
+        "took": str(taken((*results, *trained))),
     }
 
 
@@ -259,14 +258,3 @@ def _licences(study: Study) -> list[str]:
     if any("NC" in info.licence for info in study.experiment.data.values()):
         lines.append("NC: models trained on these images inherit the limit to non-commercial use.")
     return lines
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return (
-        f"{minutes // 60} h {minutes % 60} min"
-        if minutes >= 60
-        else f"{seconds:.0f} s"
-        if minutes < 3
-        else (f"{minutes} min")
-    )

@@ -96,7 +96,7 @@ def render_markdown(context: Mapping[str, Any]) -> str:
     """Render the same content for readers of text: tables as Markdown, figures as links."""
     out = [f"# {context['title']}", ""]
     names = f"Run {code(context['run_id'])} · preset {code(context['preset'])}"
-    out += [f"{names} · {escape(context['date'])} · {context['progress']}", ""]
+    out += [f"{names} · {escape(context['date'])} · {context['progress']} · took {context['took']}", ""]
     if context["synthetic"]:
         out += [f"> **{context['synthetic']}**", ""]
     out += [f"> {context['not_clinical']}", "", "## Findings", ""]

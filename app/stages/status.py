@@ -12,6 +12,7 @@ from typing import Any
 
 from app.errors import UsageError
 from app.jobs import keys
+from app.jobs.processor_time import read_taken
 from app.jobs.records import read_json, write_json
 from app.jobs.run import now
 from app.stages.listing import planned_jobs
@@ -41,7 +42,7 @@ def workflow_status(store: Store, workflow: str, phase: str, *, why: Sequence[st
 
     Returns:
         What ``publish_status`` takes: ``run_id``, ``done`` and ``planned`` jobs, names of ``missing`` ones and the
-        ``report`` are None if the workflow failed before its plan.
+        ``report`` are None if the workflow failed before its plan, and so is what the jobs ``took``.
     """
     key = keys.workflow(workflow)
     before = read_json(store, key) if store.exists(key) else {}
@@ -56,18 +57,21 @@ def workflow_status(store: Store, workflow: str, phase: str, *, why: Sequence[st
         "planned": None,
         "missing": None,
         "report": None,
+        "took": None,
         "finished": now(),
     }
     if run_id is not None:
         there = set(store.list(keys.run(run_id)))
         jobs = planned_jobs(store, run_id)
         missing = [job for job in jobs if keys.record(f"{keys.run(run_id)}/{job}") not in there]
+        records = [key for job in jobs if (key := keys.record(f"{keys.run(run_id)}/{job}")) in there]
         page = keys.report(run_id)
         status |= {
             "done": len(jobs) - len(missing),
             "planned": len(jobs),
             "missing": missing[:SHOWN],
             "report": f"{store.uri}/{page}" if store.exists(page) else None,
+            "took": str(read_taken(store, records)),
         }
     return status
 

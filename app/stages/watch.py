@@ -16,6 +16,7 @@ from typing import Any
 from app.cluster.kubernetes import Api
 from app.errors import AppError, StorageError
 from app.progress import Progress
+from app.quantities import processor_time
 from app.stages.status import give_reason, publish_hours, publish_status, workflow_status
 from app.storage import Store
 
@@ -118,15 +119,15 @@ def account(api: Api, open_store: Callable[[str], Store], store: str) -> list[st
         hours = hours_of(workflow)
         publish_hours(open_store(_parameters(workflow).get("store") or store), name, hours)
         api.patch_workflow(name, {"metadata": {"annotations": {HOURS: json.dumps(hours)}}})
-        lines.append(f"{name}: took {hours['gpu']:g} GPU hours and {hours['cpu']:g} CPU hours")
+        lines.append(f"{name}: took {processor_time(3600 * hours['cpu'], 3600 * hours['gpu'])}, as requested")
     return lines
 
 
 def hours_of(workflow: dict[str, Any]) -> dict[str, float]:
-    """Return the hours of GPUs and CPUs that a workflow's pods asked for, to a thousandth."""
+    """Return the hours of GPUs and CPUs that a workflow's pods asked for, to a millionth: seconds can be told apart."""
     durations = workflow.get("status", {}).get("resourcesDuration") or {}  # seconds of one unit
     return {
-        kind: round(float(durations.get(resource, 0)) / 3600, 3)
+        kind: round(float(durations.get(resource, 0)) / 3600, 6)
         for kind, resource in (("gpu", "nvidia.com/gpu"), ("cpu", "cpu"))
     }
 

@@ -133,6 +133,7 @@ def test_a_status_is_shown_before_it_is_published(store, call):
     with read_only(store.root):
         code, out, err = call("status", "--store", store.root, "--workflow", "w", "--phase", "Failed")
     assert "w: Failed, 5 of 6 jobs done" in out
+    assert "\ntook 16 CPU minutes in 5 jobs\n" in out
     assert (code, len(err.splitlines())) == (2, 1)
     assert "no permission" in err
     assert tree(store.root) == before

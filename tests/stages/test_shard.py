@@ -322,7 +322,7 @@ def test_a_signal_while_a_job_publishes_ends_the_shard_after_it(store, monkeypat
 def test_status_is_published_before_and_after_the_plan(store):
     failed = workflow_status(store, "study-a", "Failed")
     publish_status(store, failed)
-    assert failed["run_id"] is None
+    assert (failed["run_id"], failed["took"]) == (None, None)
     assert json.loads(store.read("workflows/study-a.json"))["phase"] == "Failed"
     planned(store, datasets=1, protocols=["finetune"], methods=["byol"], seeds=1)
     announce(store, "study-b", "fan")
@@ -330,6 +330,7 @@ def test_status_is_published_before_and_after_the_plan(store):
     ended = workflow_status(store, "study-b", "Failed")
     publish_status(store, ended)
     assert (ended["done"], ended["planned"], ended["report"]) == (1, 3, None)
+    assert ended["took"] == "0 CPU seconds in 0 jobs", "a damaged record says nothing of it"
     assert ended["missing"] == ["downstream/set0/random/finetune/s0", "downstream/set0/byol-s0/finetune/s0"]
     assert json.loads(store.read("runs/fan/status.json")) == ended
 

@@ -195,12 +195,17 @@ def test_a_study_that_has_ended_says_what_it_took_once(server, api, store):
     server.workflows["study"] = workflow() | {"status": {"resourcesDuration": {"cpu": 5400, "nvidia.com/gpu": 360}}}
     announce(store, "study", "run")
     opened = lambda uri: store  # noqa: E731
-    assert account(api, opened, store.uri) == ["study: took 0.1 GPU hours and 1.5 CPU hours"]
+    assert account(api, opened, store.uri) == ["study: took 1.5 CPU hours and 6.0 GPU minutes, as requested"]
     assert json.loads(store.read("workflows/study.json"))["hours"] == {"gpu": 0.1, "cpu": 1.5}
     [(name, change)] = server.patches
     assert name == "study"
     server.workflows["study"]["metadata"] |= change["metadata"]
     assert account(api, opened, store.uri) == []
+
+
+def test_a_short_study_took_more_than_nothing(server, api, store):
+    server.workflows["study"] = workflow() | {"status": {"resourcesDuration": {"cpu": 40}}}
+    assert account(api, lambda _: store, store.uri) == ["study: took 40 CPU seconds, as requested"]
 
 
 def test_a_pod_that_is_only_being_made_has_no_other_reason():
