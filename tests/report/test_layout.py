@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import html
-import json
 import re
-import shutil
-import subprocess
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,41 +13,8 @@ from app.report.compare import Analysis
 from app.report.style import WIDEST, Figure
 from app.report.verdict import lead
 from app.science.statistics import Interval
-from app.stages.report import run as write_report
-from tests.report.test_report import DATASETS, ROOT, RUN, FakeRun, Page, read
-from tests.report.test_robustness_table import judge
-from tests.report.test_subgroups import grouped
-
-PROTOCOLS = ("finetune", "linear_probe", "few_shot", "few_shot_frozen")
-OWN: dict[str, dict[str, Any]] = {
-    "lesions": {
-        "title": "lesions", "modality": "not stated", "task": "binary-class", "labels": ("class 0", "class 1"),
-        "test": (30, 40), "licence": "not stated",
-    }
-}  # fmt: skip
-
-
-def written(**changes: Any) -> FakeRun:
-    run = FakeRun(**({"shrink": 12, "draws": 2, "seeds": (0, 1)} | changes)).write()
-    if run.clinical:
-        judge(run)
-        grouped(run)
-    write_report(run.store, RUN)
-    return run
-
-
-@pytest.fixture(scope="module")
-def widest() -> FakeRun:
-    """As much as a report can be asked to show beside each other."""
-    return written(
-        methods=("random", "imagenet", "byol", "byol_plus"), protocols=PROTOCOLS, clinical=True, curve=("1", "5", "50")
-    )
-
-
-@pytest.fixture(scope="module")
-def own() -> FakeRun:
-    return written(datasets=OWN, protocols=("finetune", "few_shot"), clinical=True, curve=("1", "5", "50"))
-
+from tests.report.runs import OWN, PROTOCOLS, written
+from tests.report.test_report import DATASETS, ROOT, RUN, Page, read
 
 # --- figures ----------------------------------------------------------------------------------------
 
@@ -163,88 +124,3 @@ def test_the_findings_are_counted_in_a_sentence(own, monkeypatch, verdicts, said
     judged = {(str(i), "finetune", "byol"): Judged(dataset=str(i), **fields) for i in range(len(verdicts))}
     monkeypatch.setattr(Analysis, "against_baseline", judged)
     assert lead(analysis)[0] == said
-
-
-# --- in a browser -----------------------------------------------------------------------------------
-
-MEASURE = """<script>addEventListener("load", () => {
-const clipped = [], small = [];
-for (const box of document.querySelectorAll(".scroll"))
-  if (box.scrollWidth > box.clientWidth + 1) clipped.push(box.getAttribute("aria-label"));
-for (const element of document.querySelectorAll("body *")) {
-  if (![...element.childNodes].some(node => node.nodeType == 3 && node.textContent.trim())) continue;
-  let size = parseFloat(getComputedStyle(element).fontSize);
-  if (element.closest("svg") && element.tagName != "text") continue;
-  if (element.tagName == "text") { const m = element.getScreenCTM(); size *= Math.hypot(m.a, m.b); }
-  if (size && size < 10.95 && !["STYLE", "SCRIPT"].includes(element.tagName)) small.push([element.textContent, size]);
-}
-const text = JSON.stringify({width: innerWidth, page: document.documentElement.scrollWidth, clipped, small});
-const place = parent.document.body;
-if (parent === window) place.innerHTML = "";
-place.append(Object.assign(parent.document.createElement("output"), {textContent: text}));
-});</script>"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> str:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium is installed")
-    return found
-
-
-def measured(browser: str, run: FakeRun, folder: Path, width: int) -> dict[str, Any]:
-    path = folder / "page.html"
-    page = read(run, "index.html").replace("</body>", f"{MEASURE}</body>")
-    if width < 500:  # no window of the browser is narrower, but a frame in it is
-        page = f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{html.escape(page)}"></iframe>'
-    path.write_text(page)
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    options += ["--virtual-time-budget=4000", f"--window-size={width},900", f"--user-data-dir={folder}/profile"]
-    done = subprocess.run([browser, *options, path.as_uri()], capture_output=True, text=True, timeout=120)
-    return json.loads(html.unescape(re.search(r"<output>(.*?)</output>", done.stdout, re.S)[1]))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [1920, 1280, 390])
-@pytest.mark.parametrize("kind", ["widest", "own"])
-def test_nothing_is_clipped_or_small_in_a_browser(browser, tmp_path, request, kind, width):
-    seen = measured(browser, request.getfixturevalue(kind), tmp_path, width)
-    assert seen["page"] <= seen["width"], "the page itself never scrolls sideways"
-    assert seen["small"] == []
-    if width > 1000:
-        assert seen["clipped"] == []
-
-
-@pytest.mark.slow
-def test_in_print_no_table_is_left_without_its_head_or_rows(browser, widest, tmp_path):
-    """No page ends with the head of a table, or shows rows without one."""
-    if shutil.which("pdftotext") is None:
-        pytest.skip("pdftotext (poppler) is not installed")
-    (tmp_path / "page.html").write_text(read(widest, "index.html"))
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-pdf-header-footer",
-        f"--print-to-pdf={tmp_path}/p.pdf",
-    ]
-    page = (tmp_path / "page.html").as_uri()
-    subprocess.run([browser, *options, f"--user-data-dir={tmp_path}/profile", page], capture_output=True, timeout=120)
-    text = subprocess.run(["pdftotext", "-layout", tmp_path / "p.pdf", "-"], capture_output=True, text=True).stdout
-    pages = [[line.strip() for line in page.splitlines() if line.strip()] for page in text.split("\f")]
-    pages = [lines for lines in pages if lines]
-    assert len(pages) > 10
-    heads = ("Dataset", "Job ", "Role ", "Item ")
-    captions = (
-        "Test AUROC: mean",
-        "Paired differences",
-        "AUROC of each",
-        "Every test metric",
-        "Downstream jobs",
-        "Datasets (",
-    )
-    for lines in pages:
-        assert not lines[-1].startswith((*heads, *captions)), lines[-1]
-        if re.search(r"^\S.* \d\.\d{3} ± ", lines[0]):
-            pytest.fail(f"rows without a head: {lines[0]}")
