@@ -15,8 +15,9 @@ from app.report.blocks import Block
 from app.report.collect import CellKey, Labels, Result, Scores
 from app.report.compare import Analysis
 from app.report.names import mean_and_half_width, method_name, number, protocol_name
+from app.report.sources import sources
 from app.report.style import LOOKS, MUTED, OTHER_LOOKS, WIDEST, Figure, canvas_of, finish, legend, look, others_of
-from app.report.table import Cell, Column, Row, Table
+from app.report.table import Cell, Column, Row, Source, Table
 from app.science.clinical import (
     calibration,
     independent_images,
@@ -78,6 +79,10 @@ def _between(interval: Interval) -> str:
     return f"{number(interval.mean, 2)}{ends}"
 
 
+def _sources(analysis: Analysis, jobs: Sequence[Judged]) -> tuple[Source, ...]:
+    return sources(analysis.study.experiment.run_id, (job.result.record for job in jobs))
+
+
 def operating_table(analysis: Analysis) -> Table:
     """Sensitivity at a specificity and the reverse on the test images, thresholds chosen on validation data."""
     rows = []
@@ -95,7 +100,7 @@ def operating_table(analysis: Analysis) -> Table:
             first, second = (sensitivity, specificity) if "specificity" in asked else (specificity, sensitivity)
             cells += [Cell(_between(first)), Cell(_between(second), "paper")]
         head = f"{analysis.study.title(dataset)} · {protocol_name(protocol)}"
-        rows.append(Row(head, method_name(method), tuple(cells)))
+        rows.append(Row(head, method_name(method), tuple(cells), _sources(analysis, jobs)))
     groups = (f"at {ASKED:.0%} specificity", f"at {ASKED:.0%} sensitivity")
     return Table(
         "operating",
@@ -130,7 +135,8 @@ def calibration_table(analysis: Analysis) -> Table:
             by,
         )
         cells = tuple(Cell(mean_and_half_width(t_interval(v))) for v in values)
-        rows.append(Row(f"{analysis.study.title(dataset)} · {protocol_name(protocol)}", method_name(method), cells))
+        head = f"{analysis.study.title(dataset)} · {protocol_name(protocol)}"
+        rows.append(Row(head, method_name(method), cells, _sources(analysis, jobs)))
     return Table(
         "calibration",
         "Calibration on the test images, before and after temperature scaling",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from app.jobs import keys
-from app.jobs.records import DatasetInfo
+from app.jobs.records import DatasetInfo, Record
 from app.report.collect import Missing, Study
 from app.report.names import NOT_DONE, method_name, number, protocol_name
 from app.report.paper import published
-from app.report.table import Cell, Column, Row, Table
+from app.report.sources import sources
+from app.report.table import Cell, Column, Row, Source, Table
 
 
 def datasets_table(study: Study) -> Table:
@@ -118,6 +120,7 @@ def downstream_jobs_table(study: Study) -> Table:
                 Cell(number(r.record.draw_overlap) if r.record.draw_overlap is not None else NOT_DONE),
                 Cell(number(r.record.timings.get("seconds"), 1)),
             ),
+            _whole_job(study, r.record),
         )
         for key in study.finished_cells
         for r in study.cells[key]
@@ -131,6 +134,11 @@ def downstream_jobs_table(study: Study) -> Table:
         tuple(rows),
         ("Draw overlap: mean Jaccard index of the training images of two few-shot draws.",),
     )
+
+
+def _whole_job(study: Study, record: Record) -> tuple[Source, ...]:
+    """A row that is one job: its name is the link."""
+    return tuple(replace(source, name=source.job) for source in sources(study.experiment.run_id, [record]))
 
 
 def pretraining_jobs_table(study: Study) -> Table:
@@ -153,6 +161,7 @@ def pretraining_jobs_table(study: Study) -> Table:
                 Cell(number(run.record.timings.get("images_per_second"), 0)),
                 Cell(number(run.record.timings.get("seconds"), 0)),
             ),
+            _whole_job(study, run.record),
         )
         for run in study.pretraining
     ]

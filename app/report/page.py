@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from app.errors import InputError
 from app.jobs import keys
@@ -14,7 +18,7 @@ from app.report.blocks import Block
 from app.report.collect import collect
 from app.report.compare import Analysis
 from app.report.content import build_context
-from app.report.table import Table, code, escape, fenced, markdown, plain
+from app.report.table import Table, code, csv_rows, escape, fenced, markdown, plain
 from app.report.tables import csv_text
 from app.storage import Store
 
@@ -24,13 +28,15 @@ class ReportSummary:
     """What a report says.
 
     ``keys`` are the store keys of its files, ``missing`` one line for each thing the run lacks, ``table_text``
-    the AUROC table and the reading of its differences as text for a terminal, ``page`` where the page is.
+    the AUROC table and the reading of its differences as text for a terminal, ``page`` where the page is, ``copy`` the
+    page for elsewhere, without links to what lies around it.
     """
 
     keys: tuple[str, ...]
     missing: list[str]
     table_text: str
     page: str
+    copy: str = field(repr=False)
 
     @property
     def lines(self) -> list[str]:
@@ -63,33 +69,50 @@ def make_report(store: Store, run_id: str) -> tuple[dict[str, bytes], ReportSumm
     study = collect(store, run_id)
     analysis = Analysis(study)
     context = build_context(analysis)
-    files = {keys.report(run_id, f"figures/{f.name}.svg"): f.svg for f in context["figures"]}
-    files[keys.report(run_id, "tables.csv")] = csv_text(analysis)
-    files[keys.report(run_id, "report.md")] = render_markdown(context)
-    files[keys.report(run_id)] = render_html(context)
+    written = {keys.report(run_id, f"figures/{f.name}.svg"): f.svg for f in context["figures"]}
+    written[keys.report(run_id, "tables.csv")] = csv_text(analysis)
+    written[keys.report(run_id, "report.md")] = render_markdown(context)
+    written[keys.report(run_id)] = render_html(context, linked=True)
     summary = ReportSummary(
-        keys=tuple(files),
+        keys=tuple(written),
         missing=[str(m) for m in study.missing],
         table_text=table_text(analysis, context),
         page=f"{store.uri}/{keys.report(run_id)}",
+        copy=render_html(context, linked=False),
     )
-    return {key: text.encode() for key, text in files.items()}, summary
+    return {key: text.encode() for key, text in written.items()}, summary
 
 
-def render_html(context: Mapping[str, Any]) -> str:
-    """Render the page; everything but our own figures is escaped."""
-    return environment().get_template("page.html.j2").render(**context) + "\n"
+def render_html(context: Mapping[str, Any], *, linked: bool) -> str:
+    """Render the page; everything but our own figures is escaped.
+
+    Args:
+        context: of ``build_context``.
+        linked: with links to the records and files that lie around the page in its store. Away from there, such as
+            among the artifacts of a workflow, they would lead nowhere.
+    """
+    return environment().get_template("page.html.j2").render(**context, linked=linked) + "\n"
 
 
 def environment() -> jinja2.Environment:
-    """Return what renders our templates: strict, and everything escaped."""
-    return jinja2.Environment(
+    """Return what renders our templates: strict, everything escaped, and the one script that may run there."""
+    found = jinja2.Environment(
         loader=jinja2.PackageLoader("app.report", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    script = files("app.report").joinpath("sort.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    found.globals |= {"script": Markup(script), "script_hash": f"sha256-{digest}", "csv_link": _csv_link}
+    return found
+
+
+def _csv_link(table: Table) -> str:
+    """The rows of a table as a file inside a link: it is there wherever the page is, and without a script."""
+    data = csv_rows(table).encode("utf-8-sig")  # the mark tells spreadsheets what "±" is written in
+    return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(data).decode()}"
 
 
 def render_markdown(context: Mapping[str, Any]) -> str:

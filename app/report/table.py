@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from app.report.names import NOT_DONE
+from app.report.names import MINUS, NOT_DONE
+
+
+@dataclass(frozen=True)
+class Source:
+    """A record that something was made from: its short name, the job's, and the path from the page to it."""
+
+    name: str
+    job: str
+    path: str
 
 
 @dataclass(frozen=True)
@@ -17,6 +28,7 @@ class Cell:
     text: str
     tone: str = ""
     note: str = ""
+    sources: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,7 @@ class Row:
     group: str
     head: str
     cells: tuple[Cell, ...]
+    sources: tuple[Source, ...] = ()  # of the whole row
 
 
 @dataclass(frozen=True)
@@ -69,9 +82,34 @@ class Table:
         return [(name, len(list(columns))) for name, columns in groupby(self.columns, key=lambda c: c.group)]
 
     @property
+    def has_sources(self) -> bool:
+        """Whether anything in it tells what it was made from by a short name."""
+        named = (source for row in self.rows for source in (*row.sources, *(s for c in row.cells for s in c.sources)))
+        return any(source.name != source.job for source in named)
+
+    @property
     def row_groups(self) -> list[tuple[str, list[Row]]]:
         """Rows under their common headings."""
         return [(name, list(rows)) for name, rows in groupby(self.rows, key=lambda r: r.group)]
+
+
+def csv_rows(table: Table) -> str:
+    """CSV of a table as it is shown, each row under its group: minus signs are ASCII, and no cell is a formula."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    stub = [name for name in table.stub if name]
+    writer.writerow(map(_inert, stub + [f"{c.group}: {c.label}" if c.group else c.label for c in table.columns]))
+    for row in table.rows:
+        heads = ([row.group] if table.stub[0] else []) + [row.head]
+        writer.writerow(map(_inert, heads + [c.text + (f" ({c.note})" if c.note else "") for c in row.cells]))
+    return buffer.getvalue()
+
+
+def _inert(text: str) -> str:
+    """Keep a spreadsheet from reading text as a formula, as OWASP advises (CSV injection)."""
+    text = text.replace(MINUS, "-")
+    number = re.fullmatch(r"[-+]?[\d.,%e]+( to [-+]?[\d.,%e]+)?", text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) and not number else text
 
 
 def markdown(table: Table) -> str:

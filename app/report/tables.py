@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import replace
 
 from app.report.collect import CellKey, Study
 from app.report.compare import Analysis
@@ -23,7 +24,8 @@ from app.report.names import (
     span,
 )
 from app.report.paper import printed, published, reference
-from app.report.table import Cell, Column, Row, Table
+from app.report.sources import sources
+from app.report.table import Cell, Column, Row, Source, Table
 from app.science.statistics import Interval
 
 MEDMNIST = "MedMNIST v2"  # the column of its published numbers
@@ -44,7 +46,7 @@ def results_table(analysis: Analysis) -> Table:
             better = [i for i, cell in enumerate(cells) if cell.tone == "better"]
             if better:
                 best = max(better, key=lambda i: analysis.metric((dataset, protocol, study.methods[i]), "auroc").mean)
-                cells[best] = Cell(cells[best].text, "better best", cells[best].note)
+                cells[best] = replace(cells[best], tone="better best")
             known = reference(study, dataset) if protocol == "finetune" else {}
             cells.append(Cell(number(known["auroc"]), "paper") if known else Cell(""))
             mark = " †" if dataset in study.overlaps else ""
@@ -78,7 +80,11 @@ def _result_cell(analysis: Analysis, key: CellKey) -> Cell:
     comparison = analysis.against_baseline.get(key)
     verdict = comparison.verdict if comparison else ""
     mark = MARKS[verdict] + " " if verdict in ("better", "worse", "unsettled") else ""
-    return Cell(mark + mean_and_half_width(interval), verdict, f"{note} seeds" if note else "")
+    return Cell(mark + mean_and_half_width(interval), verdict, f"{note} seeds" if note else "", _sources(analysis, key))
+
+
+def _sources(analysis: Analysis, key: CellKey) -> tuple[Source, ...]:
+    return sources(analysis.study.experiment.run_id, (result.record for result in analysis.results(*key)))
 
 
 def metrics_table(analysis: Analysis) -> Table:
@@ -91,6 +97,7 @@ def metrics_table(analysis: Analysis) -> Table:
             tuple(
                 Cell(mean_and_half_width(analysis.metric((dataset, protocol, method), name))) for name in METRIC_NAMES
             ),
+            _sources(analysis, (dataset, protocol, method)),
         )
         for dataset in study.datasets
         for protocol in study.protocols(dataset)
@@ -180,7 +187,8 @@ def delong_table(analysis: Analysis) -> Table:
                 if by_seed:
                     cells = tuple(Cell("; ".join(by_seed.get(seed, [NOT_DONE]))) for seed in seeds)
                     heading = f"{study.title(dataset)} · {protocol_name(protocol)}"
-                    rows.append(Row(heading, method_name(method), cells))
+                    used = _sources(analysis, (dataset, protocol, method))
+                    rows.append(Row(heading, method_name(method), cells, used))
     return Table(
         "delong",
         "AUROC of each saved model on its test set, with DeLong's 95 % interval (binary tasks)",

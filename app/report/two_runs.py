@@ -183,7 +183,7 @@ def files_of(two: TwoRuns) -> dict[str, str]:
     """Return the page, the same in Markdown, and the numbers as CSV, by file name."""
     context = context_of(two)
     return {
-        "index.html": environment().get_template("two_runs.html.j2").render(**context) + "\n",
+        "index.html": environment().get_template("two_runs.html.j2").render(**context, linked=False) + "\n",
         "comparison.md": _markdown(context),
         "comparison.csv": _csv(two),
     }

@@ -22,7 +22,8 @@ def run(store: Store, run_id: str, out: Path | None = None) -> ReportSummary:
     Args:
         store: where the run is.
         run_id: its name.
-        out: folder for a copy of the page, which is self-contained. With one the store need not be writable.
+        out: folder for a copy of the page, which is self-contained and has no links into the store. With one the store
+            need not be writable.
 
     Raises:
         InputError: there is no such run.
@@ -37,7 +38,7 @@ def run(store: Store, run_id: str, out: Path | None = None) -> ReportSummary:
     files, summary = make_report(store, run_id)
     if out is not None:
         with atomic_write(out / "index.html") as copy:
-            copy.write(files[summary.keys[-1]])
+            copy.write(summary.copy.encode())
     try:
         for key, data in files.items():
             store.write(key, data)

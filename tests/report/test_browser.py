@@ -66,6 +66,7 @@ class Browser:
             const text = JSON.stringify(value);
             place.append(Object.assign(parent.document.createElement("output"), {textContent: text})); };"""
         script = f'<script>addEventListener("load", async () => {{ {answer} {script} }});</script>'
+        page = re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)  # which this script is not of
         before, _, after = page.rpartition("</body>")
         page = f"{before}{script}</body>{after}"
         if width < 500:  # no window of the browser is narrower, but a frame in it is
@@ -151,3 +152,33 @@ def test_in_print_no_table_is_left_without_its_head_or_rows(browser, widest):
         assert not lines[-1].startswith((*heads, *captions)), lines[-1]
         if re.search(r"^\S.* \d\.\d{3} ± ", lines[0]):
             pytest.fail(f"rows without a head: {lines[0]}")
+
+
+SORT = """
+const page = document.querySelector("iframe").contentDocument, table = page.getElementById("results");
+const seen = () => [...table.querySelectorAll("tbody tr")].map(row => [...row.cells].map(cell => cell.innerText));
+const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells], told = [], before = seen();
+for (const column of [3, 3, 1, 1, 1]) {
+  heads[column].querySelector("button").click();
+  told.push([column, heads.map(head => head.ariaSort), seen()]);
+}
+answer({told, before, injected: page.title === "injected"});"""
+
+
+@pytest.mark.slow
+def test_tables_are_sorted_by_buttons_under_a_policy_that_lets_nothing_else_run(browser, widest):
+    page = read(widest, "index.html").replace("</main>", "<script>document.title = 'injected'</script></main>")
+    seen = browser.ask(f'<iframe srcdoc="{html.escape(page)}"></iframe></body>', SORT)
+    orders = [[head for head in heads if head != "none"] for _, heads, _ in seen["told"]]
+    assert orders == [["descending"], ["ascending"], ["ascending"], ["descending"], []]
+    assert all(len(row) == 7 for _, _, rows in seen["told"][:4] for row in rows), "each row has its group's heading"
+    byol = [
+        [float(re.search(r"\d\.\d+", row[3])[0]) for row in rows] for column, _, rows in seen["told"] if column == 3
+    ]
+    assert byol[0] == sorted(byol[0], reverse=True)
+    assert byol[1] == sorted(byol[1])
+    assert byol[0] != byol[1]
+    protocols = [row[1] for row in seen["told"][2][2]]
+    assert protocols == sorted(protocols)
+    assert seen["told"][4][2] == seen["before"], "at last as it was"
+    assert not seen["injected"]
