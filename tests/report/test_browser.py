@@ -15,7 +15,8 @@ import pytest
 
 from app.report.collect import collect
 from app.report.two_runs import beside, files_of
-from tests.report.test_report import RUN, read
+from tests.report.runs import written
+from tests.report.test_report import DATASETS, RUN, read
 
 MEASURE = """
 const clipped = [], small = [];
@@ -139,6 +140,8 @@ def test_in_print_no_table_is_left_without_its_head_or_rows(browser, widest):
     """No page ends with the head of a table, or shows rows without one."""
     pages = printed(browser, read(widest, "index.html"))
     assert len(pages) > 10
+    folded = ("pretrain:", "Every point of the curves", "Calibration of every cell", "Rows as CSV", "Record of")
+    assert not [line for lines in pages for line in lines if line.startswith(folded)], "what needs a screen"
     heads = ("Dataset", "Job ", "Role ", "Item ")
     captions = (
         "Test AUROC: mean",
@@ -182,3 +185,13 @@ def test_tables_are_sorted_by_buttons_under_a_policy_that_lets_nothing_else_run(
     assert protocols == sorted(protocols)
     assert seen["told"][4][2] == seen["before"], "at last as it was"
     assert not seen["injected"]
+
+
+@pytest.mark.slow
+def test_a_study_of_one_set_prints_on_less_than_ten_pages(browser):
+    """As the demo: one data set, two protocols, the start and BYOL."""
+    run = written(
+        datasets={"pneumoniamnist": DATASETS["pneumoniamnist"]}, methods=("random", "byol"), seeds=(0, 1, 2),
+        protocols=("linear_probe", "few_shot_frozen"), clinical=True, curve=("1", "5", "50"),
+    )  # fmt: skip
+    assert len(printed(browser, read(run, "index.html"))) < 10
