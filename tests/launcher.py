@@ -2,13 +2,16 @@
 
 Reads one JSON command a line from standard input, answers each with one line: {"run": [args], "env": {…},
 "log": path} → the process's number; {"poll": number} → its exit status, negative for a signal, or null. ``env`` is
-the whole environment; with ``SMALL`` in it the encoder is a small stand-in with the ResNet's parts.
+the whole environment; with ``SMALL`` in it the encoder is a small stand-in with the ResNet's parts, and with ``FORKED``
+the workers of a ``run --workers 2`` are forked.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -20,7 +23,7 @@ from app import cli
 from app.stages import downstream, pretrain, run, weights  # noqa: F401  (imported here, once, for every child)
 from app.storage import s3
 from tests import small
-from tests.processes import SMALL
+from tests.processes import FORKED, SMALL
 
 if SMALL in os.environ:  # the workers of a `run --workers 2` are new processes, which import this anew
     small.use(setattr)
@@ -35,6 +38,9 @@ def child(command: dict[str, Any]) -> None:
         os.environ.update(command["env"])
         if SMALL in os.environ:
             small.use(setattr)
+        if FORKED in os.environ:
+            forking = multiprocessing.get_context("fork")
+            multiprocessing.get_context = lambda method=None: forking
         log = os.open(command["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for number in (1, 2):
             os.dup2(log, number)
@@ -59,12 +65,8 @@ def child(command: dict[str, Any]) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     s3.PART = 5 * 2**20  # the smallest that S3 allows, so that small checkpoints go in parts too
-    import boto3
-    import kornia
-    import sklearn.metrics  # noqa: F401
-
-    assert boto3
-    assert kornia
+    for name in ("app.report", "boto3", "scipy.optimize", "sklearn.decomposition", "sklearn.metrics"):
+        importlib.import_module(name)  # what a child loads when it comes to it; the workers that it spawns do so still
     statuses: dict[int, int | None] = {}
     print("ready", flush=True)
     for line in sys.stdin:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = "BYOL_TEST_SMALL_NETWORK"  # in the environment of a process whose encoder is to be tests.small's
+# In the environment of a process:
+SMALL = "BYOL_TEST_SMALL_NETWORK"  # its encoder is tests.small's
+FORKED = "BYOL_TEST_FORKED_WORKERS"  # its workers are forked too, and not spawned, which is to import torch once more
 
 
 class Process:

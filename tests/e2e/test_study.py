@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from app.data import write_phantoms
-from tests.processes import SMALL, Launcher, Process
+from tests.processes import FORKED, SMALL, Launcher, Process
 
 TINY = [
     "--preset", "smoke", "--threads", "1", "--set", "data.subset=48", "--set", "data.phantoms=never",
@@ -32,8 +32,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Study
     write_phantoms(root / "data", counts=COUNTS | {"pneumoniamnist": (100, 40, 40)})
     options = [*TINY, "--data-root", str(root / "data"), "--run-id", "whole"]
 
-    def run(store: Path, *more: str) -> Process:
-        return launcher.start("run", "--store", str(store), *options, *more, environment={SMALL: "1"})
+    def run(store: Path, *more: str, **environment: str) -> Process:
+        return launcher.start("run", "--store", str(store), *options, *more, environment={SMALL: "1"} | environment)
 
     done = run(root / "store", "--workers", "2")
     assert done.wait() == 0, done.text
@@ -144,7 +144,7 @@ def test_a_study_is_stopped_while_its_workers_load(study, tmp_path, number):
 
 
 def test_workers_do_not_outlive_a_runner_that_is_killed(study, tmp_path):
-    process = study[3](tmp_path, "--workers", "2")
+    process = study[3](tmp_path, "--workers", "2", **{FORKED: "1"})
     process.until('"stage": "pretrain"', '"done"')  # it trains
     process.kill(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -160,7 +160,7 @@ def test_a_stopped_study_continues_to_the_same_result(study, tmp_path, workers, 
     However many workers it has.
     """
     store, _, _, run = study
-    process = run(tmp_path, "--workers", workers)
+    process = run(tmp_path, "--workers", workers, **{FORKED: "1"})
     process.until('"stage": "pretrain"', '"done"')  # it trains
     stop(process, number)
     assert process.wait() == 75, process.text
