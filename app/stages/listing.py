@@ -43,7 +43,7 @@ def list_store(store: Store, run_id: str | None) -> Iterator[str]:
         root, tried = keys.run(name), keys.tried(name, there)
         if tried and not counted:
             ended = "" if keys.tune(name) in there else ", not at its end"
-            yield f"{root}: a search, {tried} trials done{ended}, {size(root)}"
+            yield f"{root}: a search, {tried} trial{'s' if tried > 1 else ''} done{ended}, {size(root)}"
             continue
         yield f"{root}: {done} of {len(counted)} jobs done{beside}{unplanned}{reported}, {size(root)}"
         if run_id is not None:

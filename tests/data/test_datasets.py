@@ -240,6 +240,18 @@ class TestLoadDataset:
         assert one.sha256 == whole.sha256
         assert take_subset(whole, 10_000).class_counts("test") == whole.class_counts("test")
 
+    def test_splits_that_are_not_asked_for_need_not_be_there(self, tmp_path):
+        """The others are what they are beside them, subsets included."""
+        whole = load_dataset("mine", path=save(tmp_path / "whole.npz"), subset=4, seed=1)
+        path = save(tmp_path / "part.npz", test_images=None, test_labels=None)
+        part = load_dataset("mine", path=path, subset=4, seed=1, splits=("train", "val"))
+        assert set(part.splits) == set(part.describe("downstream")["splits"]) == {"train", "val"}
+        for split in ("train", "val"):
+            assert np.array_equal(part.splits[split].images, whole.splits[split].images)
+            assert np.array_equal(part.splits[split].labels, whole.splits[split].labels)
+        with pytest.raises(KeyError, match="test"):
+            _ = part.test
+
     def test_empty_subset_is_refused(self, phantoms):
         with pytest.raises(UsageError, match="a subset of 0 images is empty"):
             load_dataset("dermamnist", path=phantoms / "dermamnist.npz", subset=0)

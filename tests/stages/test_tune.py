@@ -330,7 +330,7 @@ def test_ls_tells_a_search(searched, tmp_path):
     assert re.fullmatch(r"runs/t: a search, 7 trials done, [\d.]+ \w+", line), line
     store = FolderStore(tmp_path)
     store.write("runs/u/trials/abc/record.json", b"{}")
-    assert "runs/u: a search, 1 trials done, not at its end, " in next(list_store(store, "u"))
+    assert "runs/u: a search, 1 trial done, not at its end, " in next(list_store(store, "u"))
 
 
 def result(epochs: int, mean: float, gain: float | None = None, **settings: Any) -> TrialResult:
