@@ -171,7 +171,9 @@ class _Work:
         found, counts = list[TrialResult](), [len(tried)]
         while len(counts) < len(self.asked.rungs):
             counts.append(math.ceil(counts[-1] / self.asked.keep))
-        plan = ", then ".join(f"{n} of {epochs} epochs" for n, epochs in zip(counts, self.asked.rungs, strict=True))
+        plan = ", then ".join(
+            f"{n} trials of {epochs} epochs" for n, epochs in zip(counts, self.asked.rungs, strict=True)
+        )
         self.progress.say(f"{plan}; {len(self.unlabelled):,} images an epoch")
         for rung, epochs in enumerate(self.asked.rungs, 1):
             results = []
