@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
@@ -36,7 +36,7 @@ class ReportSummary:
     missing: list[str]
     table_text: str
     page: str
-    copy: str = field(repr=False)
+    copy: Callable[[], str] = field(repr=False)
 
     @property
     def lines(self) -> list[str]:
@@ -78,7 +78,7 @@ def make_report(store: Store, run_id: str) -> tuple[dict[str, bytes], ReportSumm
         missing=[str(m) for m in study.missing],
         table_text=table_text(analysis, context),
         page=f"{store.uri}/{keys.report(run_id)}",
-        copy=render_html(context, linked=False),
+        copy=lambda: render_html(context, linked=False),
     )
     return {key: text.encode() for key, text in written.items()}, summary
 

@@ -38,7 +38,7 @@ def run(store: Store, run_id: str, out: Path | None = None) -> ReportSummary:
     files, summary = make_report(store, run_id)
     if out is not None:
         with atomic_write(out / "index.html") as copy:
-            copy.write(summary.copy.encode())
+            copy.write(summary.copy().encode())
     try:
         for key, data in files.items():
             store.write(key, data)
