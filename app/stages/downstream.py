@@ -109,9 +109,15 @@ def science_of(
         "task": data.task,
         "init": weights.identity,
         "network": {"architecture": config.network.architecture, "stem": config.network.stem},
-        "protocol": {"name": protocol} | getattr(config.protocols, protocol).model_dump(mode="json"),
+        "protocol": protocol_science(config, protocol),
         "seed": seed,
     }
+
+
+def protocol_science(config: Config, protocol: ProtocolName) -> dict[str, Any]:
+    """Return what of a result is decided by its protocol: the name, and the settings as JSON has them."""
+    recipe: Recipe = getattr(config.protocols, protocol)
+    return {"name": protocol} | recipe.model_dump(mode="json")
 
 
 class Evaluation:

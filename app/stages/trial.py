@@ -20,14 +20,14 @@ from app.runtime import choose_device, environment, prepare
 from app.science.convolutions import use
 from app.science.finetuning import Labelled, fit
 from app.science.protocols import PROTOCOLS
-from app.settings import Config, Method
+from app.settings import Config, Method, ProtocolName
 from app.stages import pretrain
-from app.stages.downstream import build_classifier
+from app.stages.downstream import build_classifier, protocol_science
 from app.stages.kernel_choice import choose_kernels
 from app.stages.weights import Weights, initial_weights
 
 SPLITS = ("train", "val")  # of labelled sets, all that a trial can read
-PROBE = "linear_probe"
+PROBE: ProtocolName = "linear_probe"
 
 
 def run(
@@ -84,7 +84,7 @@ def science_of(
     untrained = {"architecture": config.network.architecture, "stem": config.network.stem, "init": start.identity}
     return {
         "encoder": pretrain.science_of(config, method, seed, unlabelled, start) if method else untrained,
-        "protocol": {"name": PROBE} | config.protocols.linear_probe.model_dump(),
+        "protocol": protocol_science(config, PROBE),
         "datasets": {data.name: {"sha256": data.sha256, "size": data.size, "task": data.task} for data in labelled},
         "subset": config.data.subset,
         "seed": seed,
