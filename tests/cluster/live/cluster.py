@@ -57,6 +57,11 @@ def objects(kind: str, selector: str = "") -> list[Object]:
     return found
 
 
+def unused(name: str) -> str:
+    """A run id that no study before this one has had: a finished one would leave nothing to watch."""
+    return f"{name}-{int(time.time())}"
+
+
 def submit(given: dict[str, str] | None = None, file: str | Path = SMOKE) -> Study:
     """Submit a workflow by the argo command line."""
     parameters = [word for name, value in (given or {}).items() for word in ("-p", f"{name}={value}")]

@@ -40,6 +40,7 @@ from tests.cluster.live.cluster import (
     store,
     submit,
     template_of,
+    unused,
     wait_until,
     when,
 )
@@ -217,9 +218,7 @@ def test_row_6_pretrainings_take_their_locks_first(s3: Store) -> None:
     both = f"{TINY['set']}\nstudy.baselines=[random]\nstudy.protocols=[finetune]"
     kubectl("patch", "configmap", "byol-limits", "--type=merge", "-p", '{"data": {"device-cpu": "1"}}')
     try:
-        study = submit(
-            TINY | {"methods": "byol,byol_plus", "set": both, "run-id": f"order-{int(time.time())}"}
-        ).succeeds(900)
+        study = submit(TINY | {"methods": "byol,byol_plus", "set": both, "run-id": unused("order")}).succeeds(900)
     finally:
         run("kubectl", "apply", "-k", "k8s/overlays/dev")
     made: dict[str, list[str]] = {"pretrain": [], "shard": [], "baseline": []}
@@ -263,7 +262,7 @@ def test_row_7_keys_serve_a_store_without_identities(s3: Store, tmp_path: Path) 
 
 def test_row_8_pending_is_bounded_and_its_reason_said(s3: Store) -> None:
     """No GPU node, and an image that does not exist, side by side."""
-    no_gpu = submit(TINY | {"device": "cuda", "gpus": "1", "pending-minutes": "1", "run-id": f"gpu-{int(time.time())}"})
+    no_gpu = submit(TINY | {"device": "cuda", "gpus": "1", "pending-minutes": "1", "run-id": unused("gpu")})
     no_image = submit(TINY | {"image": "registry.invalid/none:1", "pending-minutes": "1"})
     assert no_image.wait(600) == "Failed"
     assert no_gpu.wait(600) == "Failed"
@@ -309,9 +308,7 @@ def parameters(given: dict[str, str]) -> list[str]:
 
 def test_row_9_the_client_follows_a_study(s3: Store) -> None:
     with forwarded("argo-server", 2746, "argo") as port:
-        result = client(
-            *parameters(TINY | {"run-id": f"client-{int(time.time())}"}), account="byol-submitter", port=port
-        )
+        result = client(*parameters(TINY | {"run-id": unused("client")}), account="byol-submitter", port=port)
     assert result.returncode == 0, result.stderr
     assert re.search(r"^report: s3://byol/studies/runs/client-\d+/report/index.html$", result.stdout, re.MULTILINE)
     others = [line for line in result.stderr.splitlines() if not line.startswith("{")]
@@ -346,7 +343,7 @@ def test_row_11_a_deadline_is_not_tried_again(s3: Store, tmp_path: Path) -> None
     text = (ROOT / SMOKE).read_text("utf-8")
     assert "activeDeadlineSeconds: 172800" in text
     short.write_text(text.replace("activeDeadlineSeconds: 172800", "activeDeadlineSeconds: 30"))
-    study = submit(ENDLESS | {"run-id": f"deadline-{int(time.time())}"}, short)
+    study = submit(ENDLESS | {"run-id": unused("deadline")}, short)
     assert study.wait(420) == "Failed", study.tree()
     tries = [n for n in study.nodes() if template_of(n) == "pretrain"]
     assert len(tries) == 1, study.tree()
@@ -360,7 +357,7 @@ def test_row_11_a_deadline_is_not_tried_again(s3: Store, tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def endless(s3: Store) -> Iterator[Study]:
     """A study that pretrains until it is stopped."""
-    given = {"run-id": f"endless-{int(time.time())}", "grace-seconds": "20", "disk": "2Gi"}
+    given = {"run-id": unused("endless"), "grace-seconds": "20", "disk": "2Gi"}
     study = submit(ENDLESS | given)
     study.running("pretrain")
     yield study
@@ -544,7 +541,7 @@ def exit_code(pod: str) -> int | None:
 
 def test_two_studies_at_the_same_time(s3: Store) -> None:
     """Of the same jobs: each is run by one of them."""
-    given = TINY | {"run-id": f"twins-{int(time.time())}"}
+    given = TINY | {"run-id": unused("twins")}
     first, second = submit(given), submit(given)
     first.succeeds(900)
     second.succeeds(900)
@@ -554,7 +551,7 @@ def test_two_studies_at_the_same_time(s3: Store) -> None:
 
 def test_a_pretraining_over_nodes(s3: Store, tmp_path: Path) -> None:
     """The example with CPUs for GPUs, two pods of one node here; the study after it has no pretraining to do."""
-    run_id = f"wide-{int(time.time())}"
+    run_id = unused("wide")
     planned = submit(TINY | {"run-id": run_id, "approve": "true"})
     wait_until(lambda: planned.nodes("Suspend"), 240, planned.tree)
     planned.stop()
@@ -587,7 +584,7 @@ def test_a_queue_of_kueue(s3: Store) -> None:
         pytest.skip("this cluster has no Kueue")
     kubectl("apply", "-f", "k8s/examples/kueue.yaml")
     try:
-        study = submit(TINY | {"queue": "byol", "run-id": f"queued-{int(time.time())}"}).succeeds(600)
+        study = submit(TINY | {"queue": "byol", "run-id": unused("queued")}).succeeds(600)
         admitted = [
             owner["name"]
             for workload in objects("workloads.kueue.x-k8s.io")
