@@ -86,7 +86,7 @@ def test_what_plans_and_lists_loads_no_torch(phantoms, tmp_path):
 
 
 def test_the_report_loads_no_torch():
-    code = "import sys, app.stages.report, app.report; print(*sys.modules)"
+    code = "import sys, app.stages.report, app.report.page; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "matplotlib" in modules
     assert not {"torch", "torchvision"} & set(modules)

@@ -4,56 +4,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from app.errors import InputError
 from app.jobs import keys
 from app.report.blocks import Block
 from app.report.collect import collect
 from app.report.compare import Analysis
 from app.report.content import build_context
+from app.report.summary import ReportSummary
 from app.report.table import Table, code, csv_rows, escape, fenced, markdown, plain
 from app.report.tables import csv_text
 from app.storage import Store
-
-
-@dataclass(frozen=True)
-class ReportSummary:
-    """What a report says.
-
-    ``keys`` are the store keys of its files, ``missing`` one line for each thing the run lacks, ``table_text``
-    the AUROC table and the reading of its differences as text for a terminal, ``page`` where the page is, ``copy`` the
-    page for elsewhere, without links to what lies around it.
-    """
-
-    keys: tuple[str, ...]
-    missing: list[str]
-    table_text: str
-    page: str
-    copy: Callable[[], str] = field(repr=False)
-
-    @property
-    def lines(self) -> list[str]:
-        """What a terminal shows of it."""
-        return [self.table_text, *(f"missing: {thing}" for thing in self.missing), f"report: {self.page}"]
-
-    def check_complete(self) -> None:
-        """Find out whether anything is missing.
-
-        Raises:
-            InputError: something is.
-        """
-        if self.missing:
-            raise InputError(
-                f"{self.page}: {len(self.missing)} of the plan's results are missing; the report names them, run those "
-                "jobs and `report` again"
-            )
 
 
 def make_report(store: Store, run_id: str) -> tuple[dict[str, bytes], ReportSummary]:
@@ -72,26 +38,19 @@ def make_report(store: Store, run_id: str) -> tuple[dict[str, bytes], ReportSumm
     written = {keys.report(run_id, f"figures/{f.name}.svg"): f.svg for f in context["figures"]}
     written[keys.report(run_id, "tables.csv")] = csv_text(analysis)
     written[keys.report(run_id, "report.md")] = render_markdown(context)
-    written[keys.report(run_id)] = render_html(context, linked=True)
+    written[keys.report(run_id)] = render_html(context)
     summary = ReportSummary(
         keys=tuple(written),
         missing=[str(m) for m in study.missing],
         table_text=table_text(analysis, context),
         page=f"{store.uri}/{keys.report(run_id)}",
-        copy=lambda: render_html(context, linked=False),
     )
     return {key: text.encode() for key, text in written.items()}, summary
 
 
-def render_html(context: Mapping[str, Any], *, linked: bool) -> str:
-    """Render the page; everything but our own figures is escaped.
-
-    Args:
-        context: of ``build_context``.
-        linked: with links to the records and files that lie around the page in its store. Away from there, such as
-            among the artifacts of a workflow, they would lead nowhere.
-    """
-    return environment().get_template("page.html.j2").render(**context, linked=linked) + "\n"
+def render_html(context: Mapping[str, Any]) -> str:
+    """Render the page; everything but our own figures is escaped. ``elsewhere`` makes a copy for another place."""
+    return environment().get_template("page.html.j2").render(**context, linked=True) + "\n"
 
 
 def environment() -> jinja2.Environment:

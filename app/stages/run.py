@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from app.errors import AppError, Interrupted, UsageError
 from app.jobs import keys
@@ -19,6 +19,7 @@ from app.jobs.records import PlannedJob, PlannedPretraining
 from app.jobs.run import Run
 from app.machine import cores
 from app.progress import Progress
+from app.report.summary import ReportSummary
 from app.runtime import SIGNALS, Stopped, StopRequest, end_with_the_parent, stop_now
 from app.science.distributed import started_by_torchrun
 from app.settings import Config
@@ -26,9 +27,6 @@ from app.stages import downstream, pretrain, report
 from app.stages.plan import list_jobs, plan
 from app.stages.rates import measure_rates
 from app.storage import Store, open_store
-
-if TYPE_CHECKING:
-    from app.report import ReportSummary
 
 
 def run_study(

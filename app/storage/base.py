@@ -153,6 +153,12 @@ class Store(Protocol):
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Return the size in bytes of each object whose key starts with the folder ``prefix``, sorted by key."""
 
+    def stamps(self, prefix: str = "") -> dict[str, str]:
+        """Return a stamp of each object whose key starts with the folder ``prefix``, sorted by key.
+
+        It is another one whenever the object has been written with other bytes; the same bytes may have several.
+        """
+
     def delete(self, key: str) -> None:
         """Remove the object under ``key``; no error if it is not there."""
 

@@ -101,15 +101,24 @@ class FolderStore:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Return the size in bytes of each object whose key starts with the folder ``prefix``, sorted by key."""
+        return {key: status.st_size for key, status in self._files(prefix).items()}
+
+    def stamps(self, prefix: str = "") -> dict[str, str]:
+        """Return the inode, size and time of each file; every publication makes a new one."""
+        files = self._files(prefix)
+        return {key: f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}" for key, status in files.items()}
+
+    def _files(self, prefix: str) -> dict[str, os.stat_result]:
+        """What is known of each file below the folder ``prefix``, sorted by key."""
         start = self._path(prefix) if prefix else self.root
 
-        def operation() -> dict[str, int]:
+        def operation() -> dict[str, os.stat_result]:
             found = {}
             with _explained(start):
                 for path in start.rglob("*"):
                     if not path.name.startswith(TEMPORARY) and path.is_file():
                         with contextlib.suppress(FileNotFoundError):  # removed since
-                            found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+                            found[path.relative_to(self.root).as_posix()] = path.stat()
             return dict(sorted(found.items()))
 
         return self.patience.retry(operation)

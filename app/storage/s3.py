@@ -111,15 +111,22 @@ class S3Store:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Return the size in bytes of each object whose key starts with the folder ``prefix``, sorted by key."""
-        start = self.prefix + (f"{check_key(prefix)}/" if prefix else "")
-        found: dict[str, int] = {}
-        token: dict[str, str] = {}
+        return {key: int(entry.get("Size", 0)) for key, entry in self._entries(prefix).items()}
+
+    def stamps(self, prefix: str = "") -> dict[str, str]:
+        """Return the ETag of each object."""
+        return {key: str(entry["ETag"]) for key, entry in self._entries(prefix).items()}
+
+    def _entries(self, prefix: str) -> dict[str, dict[str, Any]]:
+        """What the server lists of each object below the folder ``prefix``, sorted by key."""
+        asked = {"Bucket": self.bucket, "Prefix": self.prefix + (f"{check_key(prefix)}/" if prefix else "")}
+        found: dict[str, dict[str, Any]] = {}
         while True:
-            page = self._page(start, token)
-            found |= {entry["Key"]: int(entry.get("Size", 0)) for entry in page.get("Contents", [])}
+            page = self._try(partial(self._client.list_objects_v2, **asked), asked["Prefix"].rstrip("/"))
+            found |= {entry["Key"]: entry for entry in page.get("Contents", [])}
             if not page.get("IsTruncated"):
                 break
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+            asked["ContinuationToken"] = page["NextContinuationToken"]
         # Consoles mark a "folder" by an empty object whose key ends in a slash: not one of ours.
         return {key[len(self.prefix) :]: found[key] for key in sorted(found) if not key.endswith("/")}
 
@@ -183,11 +190,6 @@ class S3Store:
             return head
 
         return self._try(request, key)
-
-    def _page(self, start: str, token: dict[str, str]) -> dict[str, Any]:
-        return self._try(
-            lambda: self._client.list_objects_v2(Bucket=self.bucket, Prefix=start, **token), start.rstrip("/")
-        )
 
     def _put(self, key: str, data: bytes, **condition: str) -> str:
         full, metadata = self._key(key), {"sha256": sha256(data)}

@@ -25,7 +25,6 @@ from sklearn.metrics import roc_auc_score
 from app.errors import InputError
 from app.jobs.records import DownstreamRecord, Experiment, PretrainRecord
 from app.report import (
-    ReportSummary,
     clinical,
     counts,
     curves,
@@ -42,13 +41,14 @@ from app.report.collect import Study, collect, parse_predictions
 from app.report.compare import Analysis, Comparison
 from app.report.content import SYNTHETIC
 from app.report.efficiency import efficiencies, efficiency_table
+from app.report.summary import ReportSummary
 from app.report.verdict import labels_verdict, model_to_take
 from app.science import metrics, statistics
 from app.science.clinical import confident_errors
 from app.science.efficiency import LabelsNeeded
 from app.science.statistics import Interval, holm
 from app.stages.report import run as write_report
-from app.storage import FolderStore, MissingObject, Store, check_key
+from app.storage import FolderStore, MissingObject, Store, check_key, sha256
 
 RUN = "recommended-1a2b3c4d"
 ROOT = f"runs/{RUN}"
@@ -102,6 +102,9 @@ class MemoryStore:
 
     def list(self, prefix: str = "") -> Iterator[str]:
         return iter(sorted(key for key in self.objects if key.startswith(f"{check_key(prefix)}/")))
+
+    def stamps(self, prefix: str = "") -> dict[str, str]:
+        return {key: sha256(self.objects[key]) for key in self.list(prefix)}
 
     def delete(self, key: str) -> None:
         self.objects.pop(key, None)

@@ -61,6 +61,10 @@ def test_list_is_sorted_and_by_folder(store: Store) -> None:
     assert list(store.list("runs/none")) == []
     store.write("runs/a/c/z", b"12345")
     assert store.sizes("runs/a") == {"runs/a/c/z": 5, "runs/a/y": 1}
+    before = store.stamps("runs/a")
+    store.write("runs/a/c/z", b"54321")
+    changed = {key for key, stamp in store.stamps("runs/a").items() if stamp != before[key]}
+    assert (list(before), changed) == (["runs/a/c/z", "runs/a/y"], {"runs/a/c/z"})
     store.delete("runs/a/y")
     assert list(store.list("runs/a")) == ["runs/a/c/z"]
 
