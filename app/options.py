@@ -38,7 +38,8 @@ Version = Annotated[
 Preset = Annotated[
     str | None,
     typer.Option(
-        "--preset", help="smoke, demo, recommended, paper-text, or a YAML file. [default: the run's, or recommended]"
+        "--preset",
+        help="smoke, demo, recommended, paper-text, paper-code, or a YAML file. [default: the run's, or recommended]",
     ),
 ]
 Overrides = Annotated[

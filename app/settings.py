@@ -1,6 +1,8 @@
 """Settings: typed, frozen, strict. Science reads its own parts of them; ``config.py`` makes them from YAML.
 
-No field has a default here: ``presets/recommended.yaml`` is complete, with the unit of each.
+No field has a default here: ``presets/recommended.yaml`` is complete, with the unit of each. Those that have one, the
+quirks of the paper's public code, are younger than runs that there may be: at its default such a field is no part of a
+run's identity (``Config.science``), so that those runs go on.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Range = tuple[NotNegative, NotNegative]
+Drawn = Literal["per_image", "per_batch"]
+PredictorName = Literal["mlp", "linear"]
 Budget = Count | Annotated[str, Field(pattern=r"^(100|[1-9]?\d(\.\d+)?)%$")]  # labels: so many per class, or a share
 
 
@@ -84,7 +88,11 @@ class Reading(Section):
 
 
 class Network(Section):
-    """The encoder and the heads."""
+    """The encoder and the heads.
+
+    Attributes:
+        predictor: ``linear`` is one linear layer, without BatchNorm, and without ``predictor_hidden``.
+    """
 
     architecture: str
     stem: Stem
@@ -92,10 +100,16 @@ class Network(Section):
     projector_hidden: Count
     predictor_hidden: Count
     projection: Count
+    predictor: PredictorName = "mlp"
 
 
 class Pretrain(Section):
-    """The pretraining recipe."""
+    """The pretraining recipe.
+
+    Attributes:
+        ema_every: when the target moves: after each optimizer step, or after each of its ``accumulate`` micro-batches
+            and before the step itself.
+    """
 
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
@@ -112,6 +126,7 @@ class Pretrain(Section):
     knn_neighbours: Count
     knn_temperature: Positive
     collapse_below: NotNegative
+    ema_every: Literal["step", "micro_batch"] = "step"
 
 
 class Views(Section):
@@ -130,6 +145,9 @@ class Views(Section):
         blur: probability of a Gaussian blur.
         blur_sigma: least and greatest standard deviation, in pixels.
         blur_radius: the kernel spans ``2 * blur_radius + 1`` pixels.
+        jitter_and_blur: whether these two are switched on for each image, or for all views of a batch at once.
+        normalise: ``once`` is to [-1, 1] after all operations; ``twice`` is to [-1, 1] before them, whose clipping to
+            [0, 1] then turns the darker half of the intensities black, and by ImageNet's mean and std after them.
     """
 
     crop_scale: tuple[Probability, Probability]
@@ -144,6 +162,8 @@ class Views(Section):
     blur: Probability
     blur_sigma: Range
     blur_radius: Annotated[int, Field(ge=1, le=13)]
+    jitter_and_blur: Drawn = "per_image"
+    normalise: Literal["once", "twice"] = "once"
 
 
 class ViewsPlus(Section):
@@ -156,6 +176,10 @@ class ViewsPlus(Section):
         brightness_range: least and greatest factor.
         cutout: probability of its cutout (DeVries and Taylor 2017).
         cutout_side: least and greatest side of the square, as a share of the image's side.
+        cutout_shape: ``channels_and_rows`` cuts the square out of channels and rows, all columns: what ``[:, y, x]``
+            does to a batch. Most of these squares lie beyond the last channel and cut nothing.
+        drawn: all that BYOL+'s views draw: for each image, or once for all views of a batch.
+        keep_blur: False leaves the blur to BYOL.
     """
 
     contrast: Probability
@@ -164,6 +188,9 @@ class ViewsPlus(Section):
     brightness_range: Range
     cutout: Probability
     cutout_side: tuple[Probability, Probability]
+    cutout_shape: Literal["square", "channels_and_rows"] = "square"
+    drawn: Drawn = "per_image"
+    keep_blur: bool = True
 
 
 class Augmentation(Views, ViewsPlus):
@@ -182,6 +209,10 @@ class Recipe(Section):
         cosine: decay the learning rate to 0 by half a cosine.
         standardise: scale each feature of a frozen encoder to mean 0 and std 1 over the training images
             (one that is constant there is only shifted).
+        epoch: whose weights are kept: those of the best on validation data, or of the last.
+        batch_norm: the mode of a frozen encoder's BatchNorm while the linear layer is trained; in ``train`` it
+            normalises by the batch, and its running statistics move.
+        second_batch: every step also sees as many training images again, the first of another order.
     """
 
     epochs: Count
@@ -191,6 +222,15 @@ class Recipe(Section):
     weight_decay: NotNegative
     cosine: bool
     standardise: bool
+    epoch: Literal["best", "last"] = "best"
+    batch_norm: Literal["eval", "train"] = "eval"
+    second_batch: bool = False
+
+    @model_validator(mode="after")
+    def _features_stay(self) -> Recipe:
+        if self.batch_norm == "train" and self.standardise:
+            raise ValueError("batch_norm=train: features then change in every step, so set standardise to false")
+        return self
 
 
 class FewShotRecipe(Recipe):
@@ -302,11 +342,14 @@ class Config(Section):
 
     def science(self) -> dict[str, Any]:
         """Return the fields that decide the results; two runs with equal ones are the same experiment."""
-        return self.model_dump(mode="json", exclude=NOT_SCIENCE)
+        return self.model_dump(mode="json", exclude=NOT_SCIENCE, exclude_defaults=True)
 
     def augmentation(self, method: Method) -> Augmentation:
         """Return the operations of a method's views."""
-        plus = self.views_plus
+        views, plus = self.views, self.views_plus
         if method == "byol":
-            plus = plus.model_copy(update=dict.fromkeys(("contrast", "brightness", "cutout"), 0.0))
-        return Augmentation(**self.views.model_dump(), **plus.model_dump())
+            nothing = dict.fromkeys(("contrast", "brightness", "cutout"), 0.0)
+            plus = plus.model_copy(update=nothing | {"drawn": "per_image"})
+        elif not plus.keep_blur:
+            views = views.model_copy(update={"blur": 0.0})
+        return Augmentation(**views.model_dump(), **plus.model_dump())

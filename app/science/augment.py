@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from app.science.networks import normalise
 from app.settings import Augmentation
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1], as in torchvision
 CROP_ATTEMPTS = 10  # as in torchvision and kornia: draws of a box before the fall-back to the whole image
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in kornia and Pillow
 
@@ -28,7 +29,9 @@ DRAWN = (
 )  # fmt: skip
 
 
-def draw(augmentation: Augmentation, count: int, size: int, generator: torch.Generator) -> Parameters:
+def draw(
+    augmentation: Augmentation, count: int, size: int, generator: torch.Generator, *, batches: int = 1
+) -> Parameters:
     """Draw the random parameters of ``count`` views, one row per view.
 
     Args:
@@ -36,6 +39,7 @@ def draw(augmentation: Augmentation, count: int, size: int, generator: torch.Gen
         count: number of views.
         size: height and width of the images, in pixels.
         generator: a CPU generator; the same state gives the same parameters on every device.
+        batches: equal parts of the rows; what is drawn per batch is equal within each.
 
     Returns:
         Tensors whose first dimension is ``count``: ``top``, ``left``, ``height``, ``width`` of the crop in
@@ -43,12 +47,20 @@ def draw(augmentation: Augmentation, count: int, size: int, generator: torch.Gen
         ``sigma`` in pixels (0 is "no blur"), and the ``hole_top``, ``hole_left``, ``hole_side`` of the cutout.
     """
     a = augmentation
+    if a.drawn == "per_batch":
+        once = draw(a.model_copy(update={"drawn": "per_image"}), batches, size, generator, batches=batches)
+        return {name: value.repeat_interleave(count // batches) for name, value in once.items()}
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(count, *shape, generator=generator)
 
     def chance(probability: float) -> Tensor:
         return torch.rand(count, generator=generator) < probability
+
+    def switch(probability: float) -> Tensor:
+        if a.jitter_and_blur == "per_image":
+            return chance(probability)
+        return (torch.rand(batches, generator=generator) < probability).repeat_interleave(count // batches)
 
     area = uniform(*a.crop_scale, CROP_ATTEMPTS) * size * size
     ratio = uniform(math.log(a.crop_ratio[0]), math.log(a.crop_ratio[1]), CROP_ATTEMPTS).exp()
@@ -65,13 +77,13 @@ def draw(augmentation: Augmentation, count: int, size: int, generator: torch.Gen
         "top": (uniform(0, 1) * (size - height + 1)).floor(),
         "flip": chance(a.flip),
     }
-    jittered = chance(a.jitter)
+    jittered = switch(a.jitter)
     for name in ("brightness", "contrast", "saturation"):
         strength = getattr(a, f"jitter_{name}")
         parameters[f"jitter_{name}"] = torch.where(jittered, uniform(max(0.0, 1 - strength), 1 + strength), 1.0)
     parameters["hue"] = torch.where(jittered, uniform(-a.jitter_hue, a.jitter_hue), 0.0)
     parameters["gray"] = chance(a.grayscale)
-    parameters["sigma"] = torch.where(chance(a.blur), uniform(*a.blur_sigma), 0.0)
+    parameters["sigma"] = torch.where(switch(a.blur), uniform(*a.blur_sigma), 0.0)
     parameters["contrast"] = torch.where(chance(a.contrast), uniform(*a.contrast_range), 1.0)
     parameters["brightness"] = torch.where(chance(a.brightness), uniform(*a.brightness_range), 1.0)
     side = (uniform(*a.cutout_side) * size).round()
@@ -85,7 +97,8 @@ def apply(augmentation: Augmentation, images: Tensor, parameters: Parameters) ->
     """Make one normalised view of each image.
 
     Order: resized crop and flip, colour jitter, grayscale, blur, then BYOL+'s contrast, brightness and
-    cutout, then normalisation. Intensities stay in [0, 1] until the last step; a cutout is mid-gray.
+    cutout, then normalisation. Intensities stay in [0, 1] until the last step; a cutout is mid-gray. Those of views
+    that are normalised twice begin in [-1, 1].
 
     Args:
         augmentation: which operations are in use at all.
@@ -93,15 +106,16 @@ def apply(augmentation: Augmentation, images: Tensor, parameters: Parameters) ->
         parameters: what ``draw`` gave, on any device, B rows.
 
     Returns:
-        The views, (B, C, H, W) in [-1, 1].
+        The views, (B, C, H, W) in [-1, 1]; of three channels where these are not treated alike.
     """
     a = augmentation
+    twice = a.normalise == "twice"
     size = images.shape[-1]
     parameters = {name: value.to(images.device) for name, value in parameters.items()}
     rows = crop_matrix(parameters["top"], parameters["height"], size)
     columns = crop_matrix(parameters["left"], parameters["width"], size)
     columns = torch.where(parameters["flip"][:, None, None], columns.flip(1), columns)
-    x = warp(images, rows, columns)
+    x = warp(normalise(images) if twice else images, rows, columns)
     if a.jitter > 0:
         x = adjust_brightness(x, parameters["jitter_brightness"])
         x = adjust_contrast(x, parameters["jitter_contrast"])
@@ -118,8 +132,30 @@ def apply(augmentation: Augmentation, images: Tensor, parameters: Parameters) ->
     if a.brightness > 0:
         x = adjust_brightness(x, parameters["brightness"])
     if a.cutout > 0:
-        x = x.masked_fill(hole(parameters["hole_top"], parameters["hole_left"], parameters["hole_side"], size), 0.5)
-    return normalise(x)
+        place = parameters["hole_top"], parameters["hole_left"], parameters["hole_side"]
+        if a.cutout_shape == "square":
+            mask = hole(*place, size)
+        else:
+            x = x.expand(-1, 3, -1, -1)
+            mask = hole(*place, size)[:, 0, :3, :, None]  # the square's rows are channels, its columns rows
+        x = x.masked_fill(mask, 0.0 if twice else 0.5)
+    return by_imagenet(x) if twice else normalise(x)
+
+
+def by_imagenet(x: Tensor) -> Tensor:
+    """Subtract ImageNet's mean and divide by its std: (B, 1 or 3, H, W) to (B, 3, H, W)."""
+    return (x - _imagenet(IMAGENET_MEAN, x)) / _imagenet(IMAGENET_STD, x)
+
+
+def _imagenet(values: tuple[float, float, float], like: Tensor) -> Tensor:
+    return _channels(values, like.device, like.dtype)[:, None, None]
+
+
+def visible(augmentation: Augmentation, views: Tensor) -> Tensor:
+    """Return views (B, C, H, W) as intensities, mid-gray being 0.5."""
+    if augmentation.normalise == "twice":
+        views = views * _imagenet(IMAGENET_STD, views) + _imagenet(IMAGENET_MEAN, views)
+    return views / 2 + 0.5
 
 
 def pack(parameters: Parameters) -> Tensor:
@@ -193,13 +229,13 @@ def luminance(x: Tensor) -> Tensor:
     """(B, C, H, W) to (B, 1, H, W): the image itself if gray, ITU-R BT.601 luma if RGB."""
     if x.shape[1] == 1:
         return x
-    return torch.einsum("bchw,c->bhw", x, _luminance_of(x.device, x.dtype)).unsqueeze(1)
+    return torch.einsum("bchw,c->bhw", x, _channels(LUMINANCE, x.device, x.dtype)).unsqueeze(1)
 
 
 @functools.cache
-def _luminance_of(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Keep the weights on the device: a recorded step may copy nothing to it (replay.py)."""
-    return torch.tensor(LUMINANCE, dtype=dtype, device=device)
+def _channels(values: tuple[float, float, float], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Keep a number for each channel on the device: a recorded step may copy nothing to it (replay.py)."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:

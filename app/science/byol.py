@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from app.science.convolutions import Linear
 from app.science.networks import Encoder, mlp
 from app.science.norms import PairedBatchNorm
-from app.settings import OptimizerName
+from app.settings import OptimizerName, PredictorName
 
 
 def regression_loss(prediction: Tensor, projection: Tensor) -> Tensor:
@@ -40,12 +41,22 @@ class BYOL(nn.Module):
         projector_hidden: width of the projector's hidden layer.
         predictor_hidden: width of the predictor's hidden layer.
         projection: size of the projection and the prediction.
+        predictor: ``mlp``, or ``linear``: one linear layer.
     """
 
-    def __init__(self, encoder: Encoder, *, projector_hidden: int, predictor_hidden: int, projection: int) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        projector_hidden: int,
+        predictor_hidden: int,
+        projection: int,
+        predictor: PredictorName = "mlp",
+    ) -> None:
         super().__init__()
         self.online = nn.Sequential(encoder, mlp(encoder.features, projector_hidden, projection))
-        self.predictor = mlp(projection, predictor_hidden, projection)
+        linear = predictor == "linear"
+        self.predictor = Linear(projection, projection) if linear else mlp(projection, predictor_hidden, projection)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.paired = False
 

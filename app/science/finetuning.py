@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from app.errors import CollapseError, Misfit, UsageError
 from app.science import metrics
 from app.science.byol import build_optimizer, load_optimizer
-from app.science.generators import epoch_order
+from app.science.generators import batches
 from app.science.networks import Classifier, Encoder, normalise, to_float
 from app.science.protocols import Protocol
 from app.science.schedules import learning_rate
@@ -66,7 +66,8 @@ class Fit:
     """A training's outcome: the classifier at its best epoch, and the way there.
 
     Attributes:
-        best_epoch: the epoch of the highest validation AUROC (ties: lowest validation loss), from 1.
+        best_epoch: the epoch of the highest validation AUROC (ties: lowest validation loss), from 1; the last one, if
+            the recipe keeps that.
         curves: per epoch ``epoch``, ``train_loss``, ``val_loss`` and ``val_auroc`` (None if undefined).
     """
 
@@ -142,7 +143,7 @@ def fit(
     after_step: AfterStep = lambda step, state: None,
     resume: dict[str, Any] | None = None,
 ) -> Fit:
-    """Train ``classifier`` in place and leave it as it was at its best epoch on ``val``.
+    """Train ``classifier`` in place and leave it as it was at its best epoch on ``val``, or at its last.
 
     Args:
         classifier: encoder and linear layer, on the images' device.
@@ -170,6 +171,8 @@ def fit(
         raise UsageError(f"{key[0]}: has a single training image, of which BatchNorm learns nothing; use two or more")
     if protocol.frozen:
         return _fit_head(classifier, train, val, recipe, task, key, check, after_step, resume)
+    if protocol.head_alone:
+        classifier.encoder.requires_grad_(False)
 
     def train_step(at: Tensor) -> Tensor:
         return task_loss(classifier(normalise(to_float(train.images[at]))), train.labels[at], task)
@@ -319,7 +322,8 @@ class _Training:
         """Train to the end, and leave the module as it was at its best epoch."""
         for epoch in range(max(0, self.step - 1) // self.per_epoch + 1, self.recipe.epochs + 1):
             self.trained.train()
-            order = list(batches(len(self.labels), self.recipe.batch_size, (*self.key, epoch)))
+            size, again = self.recipe.batch_size, self.recipe.second_batch
+            order = list(batches(len(self.labels), size, (*self.key, epoch), again=again))
             for at in order[self.step - (epoch - 1) * self.per_epoch :]:
                 self.advance(at.to(self.labels.device))
                 after_step(self.step, self.state)
@@ -354,7 +358,8 @@ class _Training:
             CollapseError: a loss is not finite.
         """
         logits = self.predict_val()
-        train_loss, self.losses = float(torch.stack(self.losses).sum() / len(self.labels)), []
+        seen = len(self.labels) * (2 if self.recipe.second_batch else 1)
+        train_loss, self.losses = float(torch.stack(self.losses).sum() / seen), []
         val_loss = float(task_loss(logits, self.val_labels, self.task))
         finite = math.isfinite(train_loss) and math.isfinite(val_loss)
         labels = self.val_labels.cpu().numpy()
@@ -368,7 +373,7 @@ class _Training:
                 self.outcome.curves,
             )
         score = (-math.inf if math.isnan(auroc) else auroc, -val_loss)
-        if score > self.best or not self.best_state:
+        if score > self.best or not self.best_state or self.recipe.epoch == "last":
             self.best, self.outcome.best_epoch = score, epoch
             self.best_state = copy.deepcopy(self.trained.state_dict())
 
@@ -386,11 +391,3 @@ def _restoring() -> Iterator[None]:
         if isinstance(error, RuntimeError) and not str(error).startswith("Error(s) in loading state_dict"):
             raise  # a want of memory, a GPU that fails
         raise Misfit(f"{type(error).__name__}: {error}") from error
-
-
-def batches(count: int, batch_size: int, key: tuple[int | str, ...]) -> Iterator[Tensor]:
-    """Yield the places of each batch of an epoch, in an order drawn from ``key``."""
-    order = list(epoch_order(count, "downstream", *key).split(batch_size))
-    if len(order) > 1 and len(order[-1]) == 1:  # BatchNorm cannot train on one image
-        order[-2:] = [torch.cat(order[-2:])]
-    yield from order

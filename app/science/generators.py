@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -23,6 +24,18 @@ def generator(*key: int | str) -> torch.Generator:
 def epoch_order(count: int, *key: int | str) -> Tensor:
     """Return a permutation of ``range(count)``, int64, drawn from ``key``."""
     return torch.randperm(count, generator=generator("order", *key))
+
+
+def batches(count: int, batch_size: int, key: tuple[int | str, ...], *, again: bool = False) -> Iterator[Tensor]:
+    """Yield the places of each batch of a downstream epoch, in an order drawn from ``key``.
+
+    With ``again``, each is followed by as many places again, the first of another order.
+    """
+    order = list(epoch_order(count, "downstream", *key).split(batch_size))
+    if len(order) > 1 and len(order[-1]) == 1:  # BatchNorm cannot train on one image
+        order[-2:] = [torch.cat(order[-2:])]
+    for step, at in enumerate(order):
+        yield torch.cat([at, epoch_order(count, "again", *key, step)[: len(at)]]) if again else at
 
 
 def batch_at(step: int, *, count: int, batch_size: int, seed: int) -> Tensor:

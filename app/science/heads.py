@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from app.errors import CollapseError
 from app.science import metrics
 from app.science.byol import build_optimizer
-from app.science.finetuning import Labelled, batches, one_thread, probabilities, task_loss
+from app.science.finetuning import Labelled, one_thread, probabilities, task_loss
+from app.science.generators import batches
 from app.science.metrics import Floats, Ints
 from app.science.schedules import learning_rate
 from app.settings import Recipe
@@ -76,11 +77,13 @@ def fit_heads(
         recipe.optimizer, [joint], learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
     rows = torch.arange(count, device=x.device)[:, None]
-    best = _Best(count, val.labels.cpu().numpy(), task)
+    best = _Best(count, val.labels.cpu().numpy(), task, last=recipe.epoch == "last")
     per_epoch = len(list(batches(x.shape[1], recipe.batch_size, (*keys[0], 0))))
     with one_thread():
         for epoch in range(1, recipe.epochs + 1):
-            orders = [list(batches(x.shape[1], recipe.batch_size, (*key, epoch))) for key in keys]
+            orders = [
+                list(batches(x.shape[1], recipe.batch_size, (*key, epoch), again=recipe.second_batch)) for key in keys
+            ]
             for step, parts in enumerate(zip(*orders, strict=True), (epoch - 1) * per_epoch):
                 at = torch.stack(parts).to(x.device)
                 rate = learning_rate(
@@ -115,13 +118,13 @@ def _unscaled(weight: Tensor, bias: Tensor, shift: Tensor, scale: Tensor) -> tup
 
 
 class _Best:
-    """Each layer as it was at its best epoch."""
+    """Each layer as it was at its best epoch, or at its last."""
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, count: int, labels: Ints, task: str) -> None:
-        self.labels, self.task = labels, task
+    def __init__(self, count: int, labels: Ints, task: str, *, last: bool) -> None:
+        self.labels, self.task, self.last = labels, task, last
         self.choice = [(-math.inf, -math.inf)] * count
         self.epochs = [0] * count
 
@@ -136,7 +139,7 @@ class _Best:
         areas = many_aurocs(self.labels, np.stack([probabilities(each, self.task) for each in logits]), self.task)
         for d, (area, loss) in enumerate(zip(areas, losses, strict=True)):
             choice = (-math.inf if math.isnan(area) else float(area), -loss)
-            if choice > self.choice[d] or not self.epochs[d]:
+            if choice > self.choice[d] or not self.epochs[d] or self.last:
                 self.choice[d], self.epochs[d] = choice, epoch
                 self.weight[d], self.bias[d] = weight[d], bias[d]
 

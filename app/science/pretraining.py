@@ -132,6 +132,7 @@ class Trainer:
             projector_hidden=network.projector_hidden,
             predictor_hidden=network.predictor_hidden,
             projection=network.projection,
+            predictor=network.predictor,
         ).to(device)
         self.optimizer = build_optimizer(
             settings.optimizer,
@@ -282,7 +283,8 @@ class Trainer:
         """
         batch, rows = self.settings.batch_size, self.ranks.rows(self.settings.batch_size)
         at = batch_at(micro, count=self.count, batch_size=batch, seed=self.seed)
-        parameters = draw(self.augmentation, 2 * batch, self.images.shape[1], generator("views", self.seed, micro))
+        stream = generator("views", self.seed, micro)
+        parameters = draw(self.augmentation, 2 * batch, self.images.shape[1], stream, batches=2)
         return at[rows], pack(parameters).unflatten(0, (2, batch))[:, rows].flatten(0, 1)
 
     def train_on(
@@ -302,13 +304,16 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
-        last = len(at) - 1
+        last, each = len(at) - 1, self.settings.ema_every == "micro_batch"
         for micro in range(len(at)):
             with self.ranks.no_sync(self._ddp) if micro != last else contextlib.nullcontext():
                 loss, projection = self.forward(*self.views(self.images_of(at[micro]), parameters[micro]))
                 self.backward(loss / len(at))
+            if each:
+                self.model.update_target(momentum)
         self.optimizer.step()
-        self.model.update_target(momentum)
+        if not each:
+            self.model.update_target(momentum)
         return loss.detach(), projection
 
     def images_of(self, at: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from app.science.convolutions import Table, names_of, table_of, use
 from app.science.finetuning import Labelled, fit, n_outputs
 from app.science.generators import generator
 from app.science.networks import Classifier, Encoder, to_float
-from app.science.protocols import PROTOCOLS
+from app.science.protocols import protocol_of
 from app.settings import Config, FewShotRecipe, ProtocolName, Recipe
 from app.stages.kernel_choice import choose_kernels
 from app.stages.label_curve import LabelCurve
@@ -117,7 +117,7 @@ def science_of(
 def protocol_science(config: Config, protocol: ProtocolName) -> dict[str, Any]:
     """Return what of a result is decided by its protocol: the name, and the settings as JSON has them."""
     recipe: Recipe = getattr(config.protocols, protocol)
-    return {"name": protocol} | recipe.model_dump(mode="json")
+    return {"name": protocol} | recipe.model_dump(mode="json", exclude_defaults=True)
 
 
 class Evaluation:
@@ -129,8 +129,8 @@ class Evaluation:
         self.begin, self.seconds_before = time.perf_counter(), 0.0
         self.run, self.job, self.data, self.weights = run, job, data, weights
         self.protocol, self.seed, self.device = protocol, seed, device
-        self.kind = PROTOCOLS[protocol]
         self.recipe: Recipe = getattr(run.config.protocols, protocol)
+        self.kind = protocol_of(protocol, self.recipe)
         few = self.recipe if isinstance(self.recipe, FewShotRecipe) else None
         self.draws = few.draws if few else 1
         self.train = Labelled.of(data.train.images, data.train.labels, device)

@@ -17,7 +17,7 @@ from app.errors import AppError
 from app.machine import cache_folder, cores
 from app.quantities import size_in_words
 from app.runtime import cpu_flags, cpu_model
-from app.science.protocols import PROTOCOLS, Protocol
+from app.science.protocols import PROTOCOLS, Protocol, protocol_of
 from app.settings import Config, FewShotRecipe, Recipe
 from app.stages.budgets import trials
 
@@ -100,7 +100,8 @@ def work_of(config: Config, labelled: list[Dataset], unlabelled: Unlabelled | No
         )
     inits = len(study.baselines) + len(study.methods)
     for name in study.protocols:
-        kind, recipe = PROTOCOLS[name], getattr(config.protocols, name)
+        recipe = getattr(config.protocols, name)
+        kind = protocol_of(name, recipe)
         jobs = inits * len(study.seeds)
         counts = [_passes(kind, recipe, data) for data in labelled]
         kept = not kind.frozen and config.runtime.keep_models in ("all", name)

@@ -19,7 +19,7 @@ from app.progress import Progress
 from app.runtime import choose_device, environment, prepare
 from app.science.convolutions import use
 from app.science.finetuning import Labelled, fit
-from app.science.protocols import PROTOCOLS
+from app.science.protocols import protocol_of
 from app.settings import Config, Method, ProtocolName
 from app.stages import pretrain
 from app.stages.downstream import build_classifier, protocol_science
@@ -162,7 +162,7 @@ def probe(run: Run, job: Job, data: Dataset, weights: Weights, seed: int, device
     train, val = (Labelled.of(split.images, split.labels, device) for split in (data.train, data.val))
     outcome = fit(
         classifier, train, val,
-        protocol=PROTOCOLS[PROBE], recipe=recipe, task=data.task, key=(data.name, seed, 0), after_step=go_on,
+        protocol=protocol_of(PROBE, recipe), recipe=recipe, task=data.task, key=(data.name, seed, 0), after_step=go_on,
     )  # fmt: skip
     auroc: float | None = outcome.curves[outcome.best_epoch - 1]["val_auroc"]
     return math.nan if auroc is None else auroc

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from app.jobs.run import Run, load_pretraining
-from app.science.augment import apply, draw
+from app.science.augment import apply, draw, visible
 from app.science.generators import generator
 from app.science.networks import to_float
 from app.settings import Method
@@ -29,10 +29,11 @@ def show_views(run: Run, *, method: Method, seed: int, out: Path) -> Path:
     at = np.linspace(0, len(data) - 1, ROWS).astype(int)
     images = to_float(torch.from_numpy(np.ascontiguousarray(data.images[at])))
     augmentation = run.config.augmentation(method)
-    columns = [images]
+    columns = []
     for view in range(VIEWS):
         parameters = draw(augmentation, len(images), data.size, generator("picture", seed, view))
-        columns.append(apply(augmentation, images, parameters) / 2 + 0.5)
+        columns.append(visible(augmentation, apply(augmentation, images, parameters)))
+    columns.insert(0, images.expand_as(columns[0]))
     grid = torch.nn.functional.pad(torch.stack(columns, 1), (0, GAP, 0, GAP), value=1.0)  # (row, column, C, H, W)
     rows, count, channels, height, width = grid.shape
     sheet = grid.permute(0, 3, 1, 4, 2).reshape(rows * height, count * width, channels)

@@ -19,6 +19,7 @@ from app.science.finetuning import (
     probabilities,
     task_loss,
 )
+from app.science.generators import batches as batches_of
 from app.science.generators import epoch_order
 from app.science.metrics import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
 from app.science.networks import Classifier, Encoder, normalise, to_float
@@ -133,7 +134,7 @@ def test_take_picks_images_and_labels():
     [(9, 4, [4, 5]), (8, 4, [4, 4]), (10, 4, [4, 4, 2]), (5, 4, [5]), (1, 4, [1]), (3, 8, [3])],
 )
 def test_a_last_batch_of_one_joins_the_one_before(count, batch, sizes):
-    batches = list(finetuning.batches(count, batch, ("k",)))
+    batches = list(batches_of(count, batch, ("k",)))
     assert [len(at) for at in batches] == sizes
     assert sorted(torch.cat(batches).tolist()) == list(range(count))
 

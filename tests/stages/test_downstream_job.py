@@ -86,6 +86,20 @@ def test_stopped_and_continued_equals_uninterrupted(make_run, monkeypatch, proto
     assert not pieces.store.exists(f"runs/r/downstream/{record['key']}/latest.json")
 
 
+def test_a_probe_that_moves_batch_norm_keeps_its_whole_model(tmp_path, phantoms):
+    """The encoder that it started from has other running statistics, and would give other scores."""
+    probe = [f"protocols.linear_probe.{line}" for line in ("batch_norm=train", "standardise=false", "epoch=last")]
+    run = Run(FolderStore(tmp_path), "r", load_config("smoke", [*SETTINGS, *probe], data_root=str(phantoms)))
+    record = train(run, "linear_probe")
+    assert record["encoder"] is None
+    assert record["best_epoch"] == 3
+    folder = f"runs/r/downstream/{record['key']}"
+    images = load_labelled(run, "breastmnist").test
+    scores = predict(load_trained(run.store, folder).classifier, Labelled.of(images.images, images.labels, "cpu"))
+    kept = parse_predictions(run.store.read(f"{folder}/{keys.PREDICTIONS}"))
+    assert kept == pytest.approx(probabilities(scores, record["task"]), abs=1e-5)
+
+
 @pytest.mark.parametrize("protocol", ["finetune", "few_shot"])
 def test_nan_ends_with_76_and_keeps_the_curves(make_run, monkeypatch, protocol):
     """In the second epoch, and of the few-shot draws in the second: what came before is told too."""
