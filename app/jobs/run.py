@@ -259,7 +259,7 @@ def _locate(run: Run, name: str) -> tuple[Path, str | None]:
         places = ", ".join(str(root) for root in _roots(run))
         raise InputError(
             f"{name}: no file {file_names(name, run.config.data.size)[0]} in {places} or the store's data/; "
-            f"run `python -m app data fetch --dataset {name}`, or give --data {name}=FILE"
+            f"run `python -m app data fetch --dataset {name} --size {run.config.data.size}`, or give --data {name}=FILE"
         )
     return found
 

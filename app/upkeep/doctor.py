@@ -266,11 +266,14 @@ def store_works(store: Store) -> str:
 
 def dataset(run: Run, name: str) -> str:
     """Where a data set is."""
-    found = search(run, name)
+    found, size = search(run, name), run.config.data.size
     if found is None:
         if run.config.data.phantoms in ("if_missing", "always"):
-            raise Doubt(f"no file: it would be downloaded, or else a SYNTHETIC phantom; `data fetch --dataset {name}`")
-        raise InputError(f"no file; `python -m app data fetch --dataset {name}`, or give --data {name}=FILE")
+            hint = f"`data fetch --dataset {name} --size {size}`"
+            raise Doubt(f"no file: it would be downloaded, or else a SYNTHETIC phantom; {hint}")
+        raise InputError(
+            f"no file; `python -m app data fetch --dataset {name} --size {size}`, or give --data {name}=FILE"
+        )
     path, _ = found
     if not path.exists():
         raise InputError(f"{path}: no such file; check --data")
