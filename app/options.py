@@ -39,7 +39,8 @@ Preset = Annotated[
     str | None,
     typer.Option(
         "--preset",
-        help="smoke, demo, recommended, paper-text, paper-code, or a YAML file. [default: the run's, or recommended]",
+        help="smoke, demo, recommended, paper-text, paper-code, cifar10-byol, or a YAML file. "
+        "[default: the run's, or recommended]",
     ),
 ]
 Overrides = Annotated[
@@ -52,10 +53,10 @@ Unlabelled = Annotated[
 Labelled = Annotated[
     list[str] | None, typer.Option("--labelled", help="Own labelled set, FILE.npz[:task]; may be repeated.")
 ]
-OwnSize = Annotated[int | None, typer.Option("--size", help="28, 64, 128 or 224 pixels. [default: preset's]")]
+OwnSize = Annotated[int | None, typer.Option("--size", help="28, 32, 64, 128 or 224 pixels. [default: preset's]")]
 DataRoot = Annotated[str | None, typer.Option("--data-root", help="Folder to look for data sets in first.")]
 Weights = Annotated[str | None, typer.Option("--imagenet-weights", help="File of ImageNet weights, not a download.")]
-Size = Annotated[int, typer.Option("--size", help="28, 64, 128 or 224 pixels.")]
+Size = Annotated[int, typer.Option("--size", help="28, 32, 64, 128 or 224 pixels.")]
 Fitting = Annotated[str, typer.Option("--fit", help="Images that are not square: pad with black, or crop the centre.")]
 Frame = Annotated[
     int | None, typer.Option("--frame", min=1, help="Of files with several frames, read this; 1 is first.")

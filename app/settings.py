@@ -64,8 +64,8 @@ class Data(Section):
     """Which images, and how many of them."""
 
     pretrain: DataName
-    pretrain_split: Literal["all", "train"]
-    size: Literal[28, 64, 128, 224]
+    pretrain_split: Literal["all", "train", "train_val"]
+    size: Literal[28, 32, 64, 128, 224]
     subset: Count | None
     monitor: DataName | None
     phantoms: Literal["never", "if_missing", "always"]

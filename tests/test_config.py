@@ -28,7 +28,7 @@ def preset_file(tmp_path, text, name="mine"):
 
 
 def test_the_presets_there_are():
-    assert presets() == ["demo", "paper-code", "paper-text", "recommended", "smoke"]
+    assert presets() == ["cifar10-byol", "demo", "paper-code", "paper-text", "recommended", "smoke"]
 
 
 @pytest.mark.parametrize("preset", presets())
@@ -71,7 +71,7 @@ def test_an_own_preset_extends_another(tmp_path):
 
 def test_bad_presets(tmp_path):
     assert "--preset smok: unknown; did you mean 'smoke'?" in rejected(preset="smok")
-    assert "demo, paper-code, paper-text, recommended, smoke" in rejected(preset="qqq")
+    assert "cifar10-byol, demo, paper-code, paper-text, recommended, smoke" in rejected(preset="qqq")
     assert "cannot read it (No such file or directory)" in rejected(preset="nowhere.yaml")
     assert "not valid YAML" in rejected(preset=preset_file(tmp_path, "a: [1"))
     assert "not a mapping" in rejected(preset=preset_file(tmp_path, "- 1"))
@@ -146,7 +146,7 @@ def test_unknown_keys_name_the_nearest(tmp_path):
         ("pretrain.cosine=1", "pretrain.cosine: input should be a valid boolean"),
         ("pretrain.optimizer=adagrad", "pretrain.optimizer: input should be 'adam', 'adamw', 'sgd' or 'lars'"),
         ("pretrain={epochs: 3}", "pretrain.batch_size is missing"),
-        ("data.size=29", "data.size: input should be 28, 64, 128 or 224, not 29"),
+        ("data.size=29", "data.size: input should be 28, 32, 64, 128 or 224, not 29"),
         ("network.architecture=2024-01-01", ""),
         ("network.stem=big", "network.stem: input should be 'stock', 'middle' or 'cifar'"),
         ("views.flip=-0.1", "views.flip"),

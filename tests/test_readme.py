@@ -123,7 +123,10 @@ def test_the_table_of_presets_says_what_the_files_say(name):
         "schedule": ("(cosine)", lambda word: settings.cosine),
     }
     found = {what: (match[1], fits) for what, (words, fits) in numbers.items() if (match := re.search(words, said))}
-    assert len(found) >= {"recommended": 8, "paper-text": 5, "paper-code": 5, "smoke": 1, "demo": 0}[name], found.keys()
+    assert (
+        len(found)
+        >= {"recommended": 8, "paper-text": 5, "paper-code": 5, "cifar10-byol": 6, "smoke": 1, "demo": 0}[name]
+    ), found.keys()
     assert [what for what, (word, fits) in found.items() if not fits(word)] == []
     longest_first = sorted((words for words, _ in numbers.values()), key=len, reverse=True)
     loose = re.sub("|".join(longest_first), "", said)

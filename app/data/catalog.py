@@ -1,4 +1,4 @@
-"""What is known about the twelve 2D MedMNIST sets, and the words for tasks."""
+"""What is known about the twelve 2D MedMNIST sets and CIFAR-10, and the words for tasks."""
 
 import difflib
 import functools
@@ -9,20 +9,21 @@ from typing import Any
 
 import yaml
 
+from app.data import cifar10
 from app.errors import UsageError
 
 TASKS = ("binary-class", "multi-class", "multi-label, binary-class", "ordinal-regression")
-SIZES = (28, 64, 128, 224)
+SIZES = (28, 32, 64, 128, 224)
 
 _SHORT_TASKS = {"binary": TASKS[0], "multi-class": TASKS[1], "multi-label": TASKS[2], "ordinal": TASKS[3]}
 
 
 @dataclass(frozen=True)
 class Known:
-    """A published MedMNIST set.
+    """A published set.
 
     ``labels`` maps "0", "1", … to class names; ``channels`` is 1 or 3; ``urls`` and ``md5`` are keyed by
-    image size in pixels (28, 64, 128, 224).
+    image size in pixels: those of ``SIZES`` that it is published in.
     """
 
     name: str
@@ -50,8 +51,9 @@ def file_names(name: str, size: int) -> tuple[str, ...]:
 
 @functools.cache
 def catalog() -> Mapping[str, Known]:
-    """Return the twelve 2D MedMNIST sets by flag (``pathmnist`` … ``organsmnist``)."""
-    return {name: Known(name=name, **fields) for name, fields in _table()["sets"].items()}
+    """Return the twelve 2D MedMNIST sets by flag (``pathmnist`` … ``organsmnist``), and ``cifar10``."""
+    sets: dict[str, dict[str, Any]] = _table()["sets"] | {"cifar10": cifar10.ENTRY}
+    return {name: Known(name=name, **fields) for name, fields in sets.items()}
 
 
 def known(name: str) -> Known:

@@ -1,4 +1,4 @@
-"""Downloads of the published MedMNIST files: resumable, verified by MD5, published atomically."""
+"""Downloads of the published files: resumable, verified by MD5, published atomically."""
 
 import contextlib
 import errno
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from app.atomic import sync_folder
-from app.data.catalog import SIZES, Known, known
+from app.data import cifar10
+from app.data.catalog import Known, known
 from app.data.files import digest_of, file_error, is_truncated, one_line
 from app.errors import AppError, InputError, StorageError, UsageError
 
@@ -45,8 +46,8 @@ def fetch(
     """Put the published files of ``names`` at ``size`` pixels into ``root``; return their paths, in order.
 
     A file that is there with the right MD5 is kept. A download continues the ``<file>.part`` of an earlier
-    one (HTTP Range), is checked against MedMNIST's MD5, and only then gets its name. ``mirror`` replaces
-    MedMNIST's own host: a base URL, or a folder, that has the files under their usual names.
+    one (HTTP Range), is checked against the published MD5, and only then gets its name. ``mirror`` replaces
+    the publisher's host: a base URL, or a folder, that has the files under their usual names.
     ``connect_timeout`` is in seconds; after a lost connection come ``retries`` more tries.
     ``known(name).licence`` has the licence. Errors name ``by_hand``, ``root`` by default, as the folder for a file that
     is brought there in another way.
@@ -55,16 +56,18 @@ def fetch(
     StorageError if the host is unreachable or the disk full; UsageError for an unknown name or size, no
     permission, or refused credentials.
     """
-    if size not in SIZES:
-        raise UsageError(f"MedMNIST has no size {size}; choose one of {', '.join(map(str, SIZES))}")
     sets = [known(name) for name in names]
+    for one in sets:
+        if size not in one.urls:
+            raise UsageError(f"{one.name} has no size {size}; choose one of {', '.join(map(str, one.urls))}")
     root = Path(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise file_error(error, root, "creating") from error
     place = by_hand or root
-    return [_fetch_one(one, root, place, size, mirror, offline, connect_timeout, retries) for one in sets]
+    paths = [_fetch_one(one, root, place, size, mirror, offline, connect_timeout, retries) for one in sets]
+    return [cifar10.as_npz(path) if path.name == cifar10.ARCHIVE else path for path in paths]
 
 
 def file_name(one: Known, size: int) -> str:
@@ -88,7 +91,7 @@ def _fetch_one(
         found = digest_of(path, "md5")
         if found != md5 and not is_truncated(path):  # a truncated archive is of no use to anybody: it is replaced
             raise InputError(
-                f"{path}: is another file (MD5 {found}) than MedMNIST's ({md5}); move it away and fetch again"
+                f"{path}: is another file (MD5 {found}) than the published one ({md5}); move it away and fetch again"
             )
         if found == md5:
             return path

@@ -18,6 +18,7 @@ from app.data.subsets import uniform_subset
 from app.errors import AppError, InputError, StorageError, UsageError
 from app.machine import as_text
 
+PRETRAIN_SPLITS = {"all": SPLITS, "train": SPLITS[:1], "train_val": SPLITS[:2]}
 RULES = 4  # of reading images: what others made of the same files are other images
 
 
@@ -25,7 +26,7 @@ RULES = 4  # of reading images: what others made of the same files are other ima
 class Unlabelled:
     """Images without labels. ``images``: uint8 (N, H, W) or (N, H, W, 3), possibly memory-mapped.
 
-    ``split`` is "all", or "train" where only the training images of a split file were taken. ``sha256`` is
+    ``split`` is "all", or "train" or "train_val" where only those images of a split file were taken. ``sha256`` is
     that of the file's bytes; for a folder, that of the sorted list of its files' names and SHA-256, and of how they are
     read. ``reading`` says
     what was done with a folder's files.
@@ -86,16 +87,16 @@ def load_unlabelled(
     """Load the images of ``path`` for pretraining.
 
     ``path`` is an .npz with an array ``images``; or an .npz in MedMNIST's layout, whose train, val and test
-    images are joined in this order (``split="train"`` takes the first only); or a folder, whose image files are
-    read as ``reading.find_images`` and ``reading.Squares`` say, with ``options``; ``progress`` is told how many of how
-    many are done. ``subset`` keeps that many, drawn uniformly with ``seed``.
+    images are joined in this order (``split="train"`` takes the first only, ``"train_val"`` the first two); or a
+    folder, whose image files are read as ``reading.find_images`` and ``reading.Squares`` say, with ``options``;
+    ``progress`` is told how many of how many are done. ``subset`` keeps that many, drawn uniformly with ``seed``.
 
     With ``cache``, .npz images of more than ``mmap_above`` bytes and all folders, whose decoding is slow, are
     kept there as .npy and memory-mapped. Raises InputError for missing, damaged or ill-shaped input.
     """
     path = Path(path)
-    if split not in ("all", "train"):
-        raise UsageError(f"unknown pretraining split '{split}'; choose all or train")
+    if split not in PRETRAIN_SPLITS:
+        raise UsageError(f"unknown pretraining split '{split}'; choose one of {', '.join(PRETRAIN_SPLITS)}")
     if path.is_dir():
         loaded = _load_folder(name, path, size, cache, options or ReadOptions(), progress)
     else:
@@ -110,7 +111,7 @@ def _load_npz(name: str, path: Path, size: int, split: str, cache: Path | None, 
         if "images" in npz.keys:
             keys, split = ["images"], "all"
         elif "train_images" in npz.keys:
-            keys = [f"{part}_images" for part in SPLITS] if split == "all" else ["train_images"]
+            keys = [f"{part}_images" for part in PRETRAIN_SPLITS[split]]
         else:
             have = ", ".join(npz.keys) or "nothing"
             raise InputError(f"{path}: has no 'images' or 'train_images' (only {have}); save 'images'")

@@ -1,4 +1,4 @@
-"""The commands that take a trained model away, or try it: predict, embed, export, robustness."""
+"""The commands that take a trained model away, or try it: predict, embed, export, robustness, knn."""
 
 from __future__ import annotations
 
@@ -209,3 +209,22 @@ def robustness(
     for found in judged:
         auroc, loss = (found.metrics[name] for name in ("auroc", "loss"))
         print(f"{found.key}: auroc {auroc:.3f}  mean loss {loss:.3f}")
+
+
+@models_app.command(epilog=example("knn --preset cifar10-byol --model runs/cifar/pretrain/byol-s0 --dataset cifar10"))
+@takes_settings("preset", "overrides", *DATA)
+def knn(
+    model: Annotated[str, typer.Option("--model", help="A pretraining, such as runs/RUN/pretrain/byol-s0.")],
+    dataset: Annotated[str, typer.Option("--dataset", help="A labelled set.")],
+    store: StoreUri = "runs",
+    *,
+    asked: Asked,
+) -> None:
+    """Let a set's training and validation images vote on its test images: a figure to compare with published ones.
+
+    How many vote, and how, say pretrain.knn_neighbours and pretrain.knn_temperature.
+    """
+    from app.models.knn import vote
+
+    for line in vote(asked.config(), model=model, dataset=dataset, store=store):
+        print(line)

@@ -23,7 +23,7 @@ def fetch(
 
     Args:
         names: MedMNIST names such as ``breastmnist``.
-        size: 28, 64, 128 or 224 pixels.
+        size: 28, 32, 64, 128 or 224 pixels.
         store: also publish the files under ``data/`` here.
         root: folder for the files; by default the first place where they are looked for.
         mirror: folder or base URL to take the files from.

@@ -229,7 +229,7 @@ def _refuse_test_images(run: Run, labelled: Sequence[Dataset]) -> None:
         UsageError: it would be.
     """
     place = search(run, run.config.data.pretrain)
-    if run.config.data.pretrain_split == "train" or place is None or not place[0].is_file():
+    if run.config.data.pretrain_split != "all" or place is None or not place[0].is_file():
         return
     digest = digest_of(place[0])
     for data in labelled:

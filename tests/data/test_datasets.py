@@ -64,8 +64,9 @@ class TestCatalog:
     def test_is_the_table_of_medmnist(self):
         from medmnist.info import INFO
 
-        assert sorted(catalog()) == sorted(name for name in INFO if not name.endswith("3d"))
-        for name, one in catalog().items():
+        ours = {name: one for name, one in catalog().items() if name != "cifar10"}
+        assert sorted(ours) == sorted(name for name in INFO if not name.endswith("3d"))
+        for name, one in ours.items():
             info = INFO[name]
             assert (one.title, one.task, one.channels) == (
                 info["python_class"],
@@ -77,7 +78,7 @@ class TestCatalog:
             for size, tail in ((28, ""), (64, "_64"), (128, "_128"), (224, "_224")):
                 assert (one.urls[size], one.md5[size]) == (info[f"url{tail}"], info[f"MD5{tail}"])
             assert one.task in TASKS
-        for name in INFO.keys() - catalog().keys():
+        for name in INFO.keys() - ours.keys():
             with pytest.raises(UsageError, match=f"{name} is a 3D set"):
                 known(name)
 

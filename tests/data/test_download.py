@@ -240,7 +240,7 @@ class TestFailures:
         monkeypatch.undo()
         with pytest.raises(UsageError, match="did you mean breastmnist"):
             fetch(["breastmnits"], root=tmp_path)
-        with pytest.raises(UsageError, match="MedMNIST has no size 32; choose one of 28, 64, 128, 224"):
+        with pytest.raises(UsageError, match="breastmnist has no size 32; choose one of 28, 64, 128, 224"):
             fetch(["breastmnist"], root=tmp_path, size=32)
 
     def test_full_disk(self, tmp_path, monkeypatch):
@@ -304,6 +304,8 @@ class TestFolderMirror:
 
 def test_file_names_are_medmnists():
     for name, one in catalog().items():
+        if name == "cifar10":
+            continue
         assert download.file_name(one, 28) == f"{name}.npz"
         assert download.file_name(one, 224) == f"{name}_224.npz"
 

@@ -138,8 +138,8 @@ def test_too_few_images_for_the_classes(tmp_path):
 def test_unknown_name_and_size(tmp_path):
     with pytest.raises(UsageError, match="no phantom of 'pathmnist'; choose from chestmnist"):
         write_phantoms(tmp_path, counts={"pathmnist": (10, 10, 10)})
-    with pytest.raises(UsageError, match="no size 32"):
-        write_phantoms(tmp_path, size=32)
+    with pytest.raises(UsageError, match="no size 33"):
+        write_phantoms(tmp_path, size=33)
 
 
 def test_a_real_file_is_never_overwritten(tmp_path):

@@ -89,7 +89,7 @@ class TestNpz:
 
     def test_missing_file_and_unknown_split(self, tmp_path, npz):
         assert "no such file" in rejected(tmp_path / "none.npz")
-        assert "choose all or train" in rejected(npz, error=UsageError, split="test")
+        assert "choose one of all, train, train_val" in rejected(npz, error=UsageError, split="test")
 
 
 class TestCache:
