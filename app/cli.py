@@ -13,7 +13,7 @@ from app.bench.cli import bench_app
 from app.cluster.cli import cluster_app
 from app.cluster.parameters import check_parameters, read_parameters
 from app.data_cli import data_app
-from app.errors import Interrupted, StorageError
+from app.errors import Interrupted, StorageError, UsageError
 from app.exits import exit_code
 from app.models.cli import models_app
 from app.options import Asked, Seed, StoreUri, Version, example, one_of, takes_settings, with_home
@@ -281,6 +281,41 @@ def tune(
     if out is not None:
         FolderStore(out.parent).write(out.name, best_preset(record, preset, out).encode())
         print(out)
+
+
+@app.command(epilog=example("ablate --preset paper-code --set pretrain.epochs=20 --store runs --run-id quirks"))
+@takes_settings()
+def ablate(
+    method: MethodName = "byol_plus",
+    against: Annotated[
+        str | None, typer.Option("--against", help="Preset to turn back to. [default: the one that --preset extends]")
+    ] = None,
+    switch: Annotated[
+        list[str] | None,
+        typer.Option("--switch", help="Setting to turn back; may be repeated; a,b: both at once. [default: each]"),
+    ] = None,
+    store: StoreUri = "runs",
+    run_id: OptionalRunId = None,
+    *,
+    asked: Asked,
+) -> None:
+    """Tell what each departure of a preset from another brings, on validation data; no test image is read."""
+    from dataclasses import replace
+
+    from app.config import extended
+    from app.settings import Method
+    from app.stages.ablate import ablate as make_ablation
+    from app.stages.ablate import lines_of
+
+    name, preset = one_of("--method", method, Method), asked.preset or "recommended"
+    against = against or extended(preset)
+    if against is None:
+        raise UsageError(f"--preset {preset}: extends no other; say by --against what to turn its settings back to")
+    opened, more = _store(store), asked.pretraining_source()
+    config, other = asked.config(more), replace(asked, preset=against).config(more)
+    opened.patience.seconds = 60 * config.runtime.patience_minutes
+    record = make_ablation(opened, config, other, name, against=against, asked=switch or (), run_id=run_id)
+    print("\n".join(lines_of(record)))
 
 
 @app.command(epilog=example("views --method byol_plus --data-root ~/.medmnist --out views.png"))

@@ -175,9 +175,17 @@ def _is_file(preset: str) -> bool:
     return preset.endswith((".yaml", ".yml")) or "/" in preset
 
 
-def _load_preset(preset: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
-    if preset in extended_by:
-        raise UsageError(f"--preset {extended_by[0]}: {' extends '.join([*extended_by, preset])}, a circle")
+def extended(preset: str) -> str | None:
+    """Return the preset that a preset starts from: a name, or a file's path; None if it starts from none.
+
+    Raises:
+        UsageError: there is no such preset, or it cannot be read.
+    """
+    return _read_preset(preset)[1]
+
+
+def _read_preset(preset: str) -> tuple[dict[str, Any], str | None]:
+    """Return a preset's own words, and what it extends."""
     if _is_file(preset):
         try:
             text = Path(preset).read_text()
@@ -194,12 +202,19 @@ def _load_preset(preset: str, extended_by: tuple[str, ...] = ()) -> dict[str, An
     if not isinstance(tree, dict):
         raise UsageError(f"preset {preset}: not a mapping of sections; see app/presets/recommended.yaml")
     base = tree.pop("extends", None)
+    if base is not None and not isinstance(base, str):
+        raise UsageError(f"preset {preset}: extends: give one preset's name or YAML file, not {base!r}")
+    if base is not None and _is_file(base):  # beside the file that names it
+        base = str(Path(preset).parent / base)
+    return tree, base
+
+
+def _load_preset(preset: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
+    if preset in extended_by:
+        raise UsageError(f"--preset {extended_by[0]}: {' extends '.join([*extended_by, preset])}, a circle")
+    tree, base = _read_preset(preset)
     if base is None:
         return tree
-    if not isinstance(base, str):
-        raise UsageError(f"preset {preset}: extends: give one preset's name or YAML file, not {base!r}")
-    if _is_file(base):  # beside the file that names it
-        base = str(Path(preset).parent / base)
     return _merge(_load_preset(base, (*extended_by, preset)), tree)
 
 

@@ -40,7 +40,7 @@ def test_every_stage_has_help_with_an_example(call):
     code, out, _ = call("--help")
     assert code == 0
     stages = ("plan", "pretrain", "downstream", "report", "run", "views", "ls", "predict", "embed", "export")
-    for stage in (*stages, "robustness", "tune", "doctor", "clean", "compare"):
+    for stage in (*stages, "robustness", "tune", "ablate", "doctor", "clean", "compare"):
         assert f" {stage} " in out
         code, text, _ = call(stage, "--help")
         assert code == 0

@@ -169,18 +169,23 @@ def run_ids(keys: Iterable[str]) -> list[str]:
 
 
 def trial(run_id: str, identity: str) -> str:
-    """Name of the run that a trial of `tune` is, inside the search's: equal trials have the same one."""
+    """Name of the run that a trial of `tune` or `ablate` is, inside that one's: equal trials have the same one."""
     return f"{run_id}/trials/{identity[:12]}"
 
 
 def tried(run_id: str, keys: Iterable[str]) -> int:
-    """Return how many trials of a search have their record among ``keys``."""
+    """Return how many trials of a search or ablation have their record among ``keys``."""
     return sum(bool(re.fullmatch(rf"{re.escape(run(run_id))}/trials/[^/]+/{_RECORD}", key)) for key in keys)
 
 
 def tune(run_id: str) -> str:
     """Key of what a search has found."""
     return f"{run(run_id)}/tune.json"
+
+
+def ablation(run_id: str) -> str:
+    """Key of what an ablation has found."""
+    return f"{run(run_id)}/ablation.json"
 
 
 # --- a job

@@ -1,4 +1,4 @@
-"""What a search over settings leaves, as JSON in the store: a record for each trial, and one of them all."""
+"""What a search over settings, or an ablation, leaves as JSON in the store: a record of each trial, and one of all."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from app.jobs.records import DatasetInfo, Model, Number, Record
-from app.settings import DataName
+from app.settings import DataName, ProtocolName
 
 
 class TrialRecord(Record):
-    """``record.json`` of a trial of ``tune``; ``metrics`` are its probes' validation AUROCs by data set.
+    """``record.json`` of a trial; ``metrics`` are validation AUROCs, see ``trial.score_name``.
 
     Attributes:
         epochs: of its pretraining; 0 for a control, which has none.
@@ -66,5 +66,51 @@ class TuneRecord(Model):
     controls: tuple[TrialResult, ...]
     trials: tuple[TrialResult, ...]
     best: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    finished: str
+
+
+class Arm(Model):
+    """The trials of some settings in an ablation, one for each seed.
+
+    Attributes:
+        settings: those that were turned back, by name, with what they were turned to.
+        runs: names of the trials' runs, in the store.
+        scores: by protocol, for each seed the mean validation AUROC over the data sets; NaN if the trial failed.
+        failed: what ended the first that failed.
+    """
+
+    settings: Mapping[str, Any]
+    runs: tuple[str, ...]
+    scores: Mapping[ProtocolName, tuple[Number, ...]]
+    failed: str | None = None
+
+
+class AblationRecord(Model):
+    """``ablation.json``: what each setting of a preset brings; no test split was opened for it.
+
+    Attributes:
+        science: what makes two ablations one that grew: settings, data and method.
+        preset: that was ablated.
+        against: the preset that settings were turned back to.
+        whole: the preset as it is.
+        control: its network from its own start, without pretraining.
+        arms: one setting turned back in each.
+        left_out: settings that were not judged, and why.
+    """
+
+    version: Literal[1] = 1
+    kind: Literal["ablation"] = "ablation"
+    run_id: str
+    synthetic: bool
+    science: Mapping[str, Any]
+    preset: str
+    against: str
+    seeds: tuple[int, ...]
+    data: Mapping[DataName, DatasetInfo]
+    whole: Arm
+    control: Arm
+    arms: tuple[Arm, ...]
+    left_out: Mapping[str, str]
     environment: Mapping[str, Any]
     finished: str

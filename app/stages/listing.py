@@ -42,8 +42,11 @@ def list_store(store: Store, run_id: str | None) -> Iterator[str]:
         unplanned = " (no plan)" if planned is None else ""
         root, tried = keys.run(name), keys.tried(name, there)
         if tried and not counted:
-            ended = "" if keys.tune(name) in there else ", not at its end"
-            yield f"{root}: a search, {tried} trial{'s' if tried > 1 else ''} done{ended}, {size(root)}"
+            kinds = [(keys.tune(name), "a search"), (keys.ablation(name), "an ablation")]
+            kind = next((kind for key, kind in kinds if key in there), None)
+            ended = "" if kind else ", not at its end"
+            trials = f"{tried} trial{'s' if tried > 1 else ''} done"
+            yield f"{root}: {kind or 'a search or ablation'}, {trials}{ended}, {size(root)}"
             continue
         yield f"{root}: {done} of {len(counted)} jobs done{beside}{unplanned}{reported}, {size(root)}"
         if run_id is not None:

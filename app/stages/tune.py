@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,37 +69,22 @@ def tune(store: Store, config: Config, asked: Search, run_id: str | None = None)
         InputError: data are missing or damaged, or real and synthetic mixed.
         Interrupted: a signal came; the same command continues.
     """
-    if started_by_torchrun():
-        raise UsageError("tune: torchrun starts one pretraining; call `tune` by itself, it takes all GPUs for each")
     if asked.seed in config.study.seeds:
         raise UsageError(f"search.seed: {asked.seed} is a seed of the study; take another, not to choose for its luck")
-    if not config.study.datasets:
-        raise UsageError("study.datasets: a search needs sets to be judged by; name one or more")
     candidates(config, asked)  # a wrong value ends the search before anything is downloaded
-    config = settle_data(store, config)
-    draft = Run(store, "", config, splits=trial.SPLITS)
-    labelled = [load_labelled(draft, name) for name in config.study.datasets]
-    _refuse_test_images(draft, labelled)
-    unlabelled = load_pretraining(draft)
-    synthetic = all_synthetic(labelled, unlabelled)
-    described = describe(labelled, unlabelled)
-    science = {
-        "config": config.science(),
-        "data": {name: entry["sha256"] for name, entry in described.items()},
-        "method": asked.method,
-        "seed": asked.seed,
-    }
-    run = replace(draft, run_id=check_run_id(run_id or default_run_id(config.preset, science)))
-    _check_name(run, science)
+    judges = open_judges(store, config, "tune")
+    labelled, unlabelled, config = judges.labelled, judges.unlabelled, judges.run.config
+    science = judges.science | {"method": asked.method, "seed": asked.seed}
+    run = named(judges.run, run_id, science, keys.tune)
     tried, work = candidates(config, asked), _Work(run, asked, labelled, unlabelled)
     controls = work.controls(tried)
     trials = work.rungs(tried, controls)
     record = TuneRecord(
         run_id=run.run_id,
-        synthetic=synthetic,
+        synthetic=judges.synthetic,
         science=science,
         search=asked.model_dump(mode="json"),
-        data={name: DatasetInfo.model_validate(entry) for name, entry in described.items()},
+        data=judges.data,
         controls=tuple(controls),
         trials=tuple(trials),
         best=next(result for result in trials if result.epochs == asked.rungs[-1]).settings,
@@ -110,6 +95,46 @@ def tune(store: Store, config: Config, asked: Search, run_id: str | None = None)
     return record
 
 
+@dataclass(frozen=True)
+class Judges:
+    """What trials are judged by, and pretrained on: a run without a name, whose test splits cannot be read."""
+
+    run: Run
+    labelled: list[Dataset]
+    unlabelled: Unlabelled
+    synthetic: bool
+    data: dict[str, DatasetInfo]
+
+    @property
+    def science(self) -> dict[str, Any]:
+        """Settings, and data by checksum."""
+        return {
+            "config": self.run.config.science(),
+            "data": {name: info.sha256 for name, info in self.data.items()},
+        }
+
+
+def open_judges(store: Store, config: Config, command: str) -> Judges:
+    """Open the data sets without their test splits.
+
+    Raises:
+        UsageError: there are no sets to judge by, their test images would be pretrained on, or torchrun called.
+        InputError: data are missing or damaged, or real and synthetic mixed.
+    """
+    if started_by_torchrun():
+        raise UsageError(f"{command}: torchrun starts one pretraining; call it by itself, it takes all GPUs for each")
+    if not config.study.datasets:
+        raise UsageError(f"study.datasets: `{command}` needs sets to judge by; name one or more")
+    config = settle_data(store, config)
+    draft = Run(store, "", config, splits=trial.SPLITS)
+    labelled = [load_labelled(draft, name) for name in config.study.datasets]
+    _refuse_test_images(draft, labelled)
+    unlabelled = load_pretraining(draft)
+    described = describe(labelled, unlabelled)
+    data = {name: DatasetInfo.model_validate(entry) for name, entry in described.items()}
+    return Judges(draft, labelled, unlabelled, all_synthetic(labelled, unlabelled), data)
+
+
 def candidates(config: Config, asked: Search) -> list[Candidate]:
     """Return the combinations to try: the preset's own, then all, or so many drawn by the search's seed; none twice.
 
@@ -118,7 +143,7 @@ def candidates(config: Config, asked: Search) -> list[Candidate]:
     """
     lines = [[(line, value) for value in values] for line, values in asked.settings.items()]
     for pair in itertools.chain(*lines):  # each value, also of combinations that are not drawn
-        _with(config, [pair])
+        turned(config, [pair])
     count = math.prod(map(len, lines))
     if count > MOST:
         raise UsageError(f"search.settings: {count:,} combinations are more than {MOST:,}; leave some values out")
@@ -127,11 +152,16 @@ def candidates(config: Config, asked: Search) -> list[Candidate]:
     plain = config.model_dump(mode="json")
     names = [name.split(".") for line in asked.settings for name in names_of(line)]
     own = Candidate({f"{section}.{key}": plain[section][key] for section, key in names}, config)
-    found = [own, *(_with(config, every[int(index)]) for index in chosen)]
+    found = [own, *(turned(config, every[int(index)]) for index in chosen)]
     return list({json.dumps(each.config.science()): each for each in reversed(found)}.values())[::-1]
 
 
-def _with(config: Config, pairs: Sequence[tuple[str, Any]]) -> Candidate:
+def turned(config: Config, pairs: Sequence[tuple[str, Any]]) -> Candidate:
+    """Return the settings with others in their place, by lines of names as ``Search.settings`` has them.
+
+    Raises:
+        UsageError: a setting is unknown, or a value out of range.
+    """
     settings = dict[str, Any]()
     for line, value in pairs:
         names = names_of(line)
@@ -161,7 +191,7 @@ class _Work:
         results = []
         for values in starts:
             pairs = list(zip(OF_THE_NETWORK, values, strict=True))
-            result = self._result(_with(self.run.config, pairs), None)
+            result = self._result(turned(self.run.config, pairs), None)
             results.append(result)
             self._say(f"control {len(results)} of {len(starts)}", result)
         return results
@@ -190,8 +220,6 @@ class _Work:
     def _result(self, each: Candidate, epochs: int | None, control: TrialResult | None = None) -> TrialResult:
         method: Method | None = None if epochs is None else self.asked.method
         config = each.config if epochs is None else each.trained_for(epochs)
-        # The k-NN monitor changes nothing, and takes time.
-        config = config.model_copy(update={"data": config.data.model_copy(update={"monitor": None})})
         record: TrialRecord = trial.run(
             replace(self.run, config=config),
             method=method,
@@ -240,16 +268,23 @@ def _refuse_test_images(run: Run, labelled: Sequence[Dataset]) -> None:
             )
 
 
-def _check_name(run: Run, science: Mapping[str, Any]) -> None:
-    """See that the name is free, or that of a search with other things to try from the same settings.
+def named(run: Run, run_id: str | None, science: Mapping[str, Any], key: Callable[[str], str]) -> Run:
+    """Return the run under its name; see that this is free, or that of a search or ablation from the same settings.
+
+    Args:
+        run: without a name.
+        run_id: its name; by default the preset and 8 hex digits of ``science``.
+        science: what it begins with.
+        key: of what will be published.
 
     Raises:
         UsageError: it is another's.
     """
-    key = keys.tune(run.run_id)
-    if run.store.exists(keys.experiment(run.run_id)):
-        raise UsageError(f"--run-id {run.run_id}: is a study; give the search another name")
-    if run.store.exists(key) and (changes := difference(read_json(run.store, key).get("science"), science)):
-        raise UsageError(
-            f"--run-id {run.run_id}: was a search from other settings ({'; '.join(changes[:3])}); take another name"
-        )
+    run_id = check_run_id(run_id or default_run_id(run.config.preset, science))
+    for what, other in (("study", keys.experiment), ("search", keys.tune), ("ablation", keys.ablation)):
+        if other is not key and run.store.exists(other(run_id)):
+            raise UsageError(f"--run-id {run_id}: is a {what}; take another name")
+    before = key(run_id)
+    if run.store.exists(before) and (changes := difference(read_json(run.store, before).get("science"), science)):
+        raise UsageError(f"--run-id {run_id}: began from other settings ({'; '.join(changes[:3])}); take another name")
+    return replace(run, run_id=run_id)

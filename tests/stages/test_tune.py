@@ -291,7 +291,7 @@ def test_what_has_been_tried_is_not_tried_again(search, monkeypatch):
     assert [r.epochs for r in grown.trials] == [1, 1, 2]
     assert set(trained) == {r.run for r in grown.trials} - {r.run for r in first.trials}
     assert len(trained) == 2
-    with pytest.raises(UsageError, match=r"--run-id t: was a search from other settings \(config.views.flip: 0.5 -> 0"):
+    with pytest.raises(UsageError, match=r"--run-id t: began from other settings \(config.views.flip: 0.5 -> 0"):
         search("views.flip=0.0", **SHORT)
 
 
@@ -330,7 +330,7 @@ def test_ls_tells_a_search(searched, tmp_path):
     assert re.fullmatch(r"runs/t: a search, 7 trials done, [\d.]+ \w+", line), line
     store = FolderStore(tmp_path)
     store.write("runs/u/trials/abc/record.json", b"{}")
-    assert "runs/u: a search, 1 trial done, not at its end, " in next(list_store(store, "u"))
+    assert "runs/u: a search or ablation, 1 trial done, not at its end, " in next(list_store(store, "u"))
 
 
 def result(epochs: int, mean: float, gain: float | None = None, **settings: Any) -> TrialResult:
