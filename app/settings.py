@@ -147,7 +147,7 @@ class Views(Section):
         blur_radius: the kernel spans ``2 * blur_radius + 1`` pixels.
         jitter_and_blur: whether these two are switched on for each image, or for all views of a batch at once.
         normalise: ``once`` is to [-1, 1] after all operations; ``twice`` is to [-1, 1] before them, whose clipping to
-            [0, 1] then turns the darker half of the intensities black, and by ImageNet's mean and std after them.
+            [0, 1] then makes the darker half of the intensities mid-gray, and by ImageNet's mean and std after them.
     """
 
     crop_scale: tuple[Probability, Probability]
