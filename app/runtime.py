@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import math
 import multiprocessing
@@ -70,6 +71,7 @@ def prepare(device: str, threads: int | None, processes: int = 1) -> None:
     """
     import torch
 
+    keep_memory()
     torch.set_num_threads(max(1, (threads or _cores()) // processes))
     torch.set_flush_denormal(True)
     if device == "cuda":
@@ -78,6 +80,20 @@ def prepare(device: str, threads: int | None, processes: int = 1) -> None:
         torch.backends.cudnn.deterministic = True
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # NVIDIA's word for products that repeat themselves
         os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # read when torch compiles for the first time
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # as in malloc.h
+
+
+def keep_memory() -> None:
+    """Let malloc keep for the next step what this one frees.
+
+    glibc gives large blocks back to the system at once. Each step then takes them anew, page by page: 40,000 faults and
+    a tenth of a second in a step of 256 images. Other C libraries are left alone.
+    """
+    if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
+        set_option(_M_MMAP_MAX, 0)
+        set_option(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @functools.cache

@@ -1,3 +1,4 @@
+import ctypes
 import io
 import json
 import os
@@ -293,6 +294,24 @@ def test_processes_share_the_threads_of_every_job_anew():
     assert torch.get_num_threads() == 1
     runtime.prepare("cpu", None)
     assert torch.get_num_threads() == cores, "not what the job before left"
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library than glibc")
+def test_memory_of_one_step_serves_the_next():
+    code = """
+import resource, torch
+from app.runtime import prepare
+prepare("cpu", 1)
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for number in range(3):
+    before = faults()
+    for size in (5, 40, 70):  # MB
+        torch.zeros(size * 250_000)
+print(faults() - before)
+"""
+    plain = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    ran = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=True)
+    assert int(ran.stdout) < 1000, "of the 28,000 pages that these are"
 
 
 def test_precision_by_device(monkeypatch):
