@@ -105,7 +105,9 @@ def _cores() -> int:
 
 
 def precision_on(device: str, wanted: str) -> str:
-    """Resolve ``auto``: bfloat16 on a GPU that computes in it, float32 on a CPU, where it costs no accuracy.
+    """Resolve ``auto``: bfloat16 on a GPU or a CPU that computes in it, else float32.
+
+    RESULTS.md, "bfloat16 beside float32", has the study of what that costs.
 
     Args:
         device: ``cpu`` or ``cuda``.
@@ -115,7 +117,11 @@ def precision_on(device: str, wanted: str) -> str:
 
     if wanted != "auto":
         return wanted
-    return "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device == "cuda":
+        computes = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        computes = not set(BFLOAT16_FLAGS).isdisjoint(cpu_flags())
+    return "bfloat16" if computes else "float32"
 
 
 def compiles_on(device: str, wanted: str, steps: int) -> bool:
@@ -172,7 +178,8 @@ def git_commit() -> str:
         return "unknown"  # no git here, or a checkout of another owner: worth no more than a blank
 
 
-FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # that decide how fast products of matrices are
+BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
+FLAGS = ("avx2", "avx512f", *BFLOAT16_FLAGS)  # that decide how fast products of matrices are
 
 
 def cpu_model() -> str:

@@ -317,11 +317,13 @@ print(faults() - before)
 def test_precision_by_device(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
     assert runtime.precision_on("cuda", "auto") == "bfloat16"
-    assert runtime.precision_on("cpu", "auto") == "float32"
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
     assert runtime.precision_on("cuda", "auto") == "float32"
-    for wanted in ("float32", "bfloat16"):
-        assert runtime.precision_on("cpu", wanted) == wanted
+    for flags, computes in (([], "float32"), (["avx2", "avx512f"], "float32"), (["avx512_bf16"], "bfloat16")):
+        monkeypatch.setattr(runtime, "cpu_flags", lambda flags=flags: flags)
+        assert runtime.precision_on("cpu", "auto") == computes
+        for wanted in ("float32", "bfloat16"):
+            assert runtime.precision_on("cpu", wanted) == wanted
 
 
 def test_compilation_by_device_and_compiler(monkeypatch, tmp_path):

@@ -38,7 +38,7 @@ SETTINGS = [
     "data.subset=32", "data.phantoms=never", "pretrain.epochs=3", "pretrain.batch_size=16", "runtime.threads=1",
     "runtime.device=cpu", "network.projector_hidden=32", "network.predictor_hidden=32", "network.projection=16",
     "runtime.grace_seconds=300", "pretrain.optimizer=sgd", "pretrain.learning_rate=0.01", "data.monitor=null",
-    "pretrain.warmup_epochs=0",
+    "pretrain.warmup_epochs=0", "pretrain.precision=float32",
 ]  # fmt: skip
 
 
