@@ -32,6 +32,7 @@ from app.bench.step import (
 from app.config import load_config
 from app.data import write_phantoms
 from app.errors import UsageError
+from app.runtime import precision_on
 from app.storage import FolderStore
 from tests import small
 
@@ -140,7 +141,7 @@ def test_a_step_is_the_sum_of_its_parts(settings) -> None:
     assert figures["checkpoint"]["bytes"] > 1e5
     json.dumps(figures)
     lines = "\n".join(table(figures))
-    assert "28 px, 1 channels, batch 16, 40 images, float32" in lines
+    assert f"28 px, 1 channels, batch 16, 40 images, {precision_on('cpu', 'auto')}" in lines
     assert re.search(r"all but forward and backward +\d+\.\d%", lines)
 
 
