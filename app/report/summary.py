@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import app
 from app.errors import InputError
 from app.jobs import keys
-from app.storage import Store
+from app.storage import Store, sha256
 
 SUMMARY = "summary.json"
 DRAWN_BY = ("Jinja2", "matplotlib", "numpy", "scikit-learn", "scipy")  # whose versions may change a digit or a line
@@ -73,15 +72,14 @@ def made_from(run_id: str, stamps: Mapping[str, str]) -> str:
     apart = (keys.report(run_id, ""), keys.status(run_id))  # made from the records, like the report
     found = {key: stamp for key, stamp in stamps.items() if not key.startswith(apart)}
     versions = {name: version(name) for name in DRAWN_BY}
-    return hashlib.sha256(json.dumps([found, _code(), versions], sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps([found, _code(), versions], sort_keys=True).encode())
 
 
 def _code() -> str:
     """SHA-256 of our own files."""
-    root, code = Path(app.__file__).parent, hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc"):
-        code.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    return code.hexdigest()
+    root = Path(app.__file__).parent
+    paths = sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return sha256(b"".join(f"{path.relative_to(root)}\0".encode() + path.read_bytes() for path in paths))
 
 
 def kept(store: Store, run_id: str, source: str, stamps: Mapping[str, str]) -> ReportSummary | None:
