@@ -181,7 +181,10 @@ def _evidence(analysis: Analysis, names: Mapping[str, str]) -> dict[str, Any]:
 def _inventory(study: Study, names: Mapping[str, str]) -> dict[str, Any]:
     """What was run, on which data, where, and what is missing."""
     curves = pretraining_curves(study.pretraining, names)
-    caption = "Thin lines are seeds, thick lines their mean. k-NN looks at a labelled validation split."
+    caption = (
+        "Thin lines are seeds, thick lines their mean. k-NN and few shots look at a labelled validation split; "
+        "at epoch 0 through an encoder without pretraining."
+    )
     return {
         "pretraining_figure": curves and Block(curves, caption),
         "pretraining": pretraining_jobs_table(study),

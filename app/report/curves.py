@@ -14,11 +14,19 @@ from app.report.style import MUTED, WIDEST, Figure, canvas_of, finish, method_co
 
 
 def pretraining_curves(runs: Sequence[PretrainRun], names: Mapping[str, str]) -> Figure | None:
-    """Loss, standard deviation of the target projections and k-NN AUROC over the epochs; None without curves."""
-    panels = (("loss", "Loss"), ("target_std", "Target std"), ("knn_auroc", "k-NN AUROC (validation)"))
+    """Loss, standard deviation of the target projections and what the monitor saw over the epochs; None without curves.
+
+    The monitor's AUROCs are of validation images, and begin at epoch 0, without pretraining.
+    """
     runs = [run for run in runs if run.curves]
     if not runs:
         return None
+    panels = [
+        ("loss", "Loss"),
+        ("target_std", "Target std"),
+        ("knn_auroc", "k-NN AUROC (validation)"),
+        *few_shot_panel(runs),
+    ]
     methods = list(dict.fromkeys(run.record.method for run in runs))
     with canvas_of(WIDEST, 3.1) as canvas:
         grid = canvas.subplots(1, len(panels), squeeze=False)[0]
@@ -36,7 +44,7 @@ def pretraining_curves(runs: Sequence[PretrainRun], names: Mapping[str, str]) ->
                 mean = [float(np.mean([s[x] for s in series])) for x in shared]
                 marker = "o" if len(shared) < 3 else None
                 axes.plot(shared, mean, color=colour, linewidth=2, marker=marker, markersize=4)
-                ends.append(f"{names[method]} {title.lower()} from {mean[0]:.3f} to {mean[-1]:.3f}")
+                ends.append(f"{names[method]} {title[0].lower()}{title[1:]} from {mean[0]:.3f} to {mean[-1]:.3f}")
             axes.set_title(title)
             axes.set_xlabel("epoch")
         canvas.legend(
@@ -48,6 +56,12 @@ def pretraining_curves(runs: Sequence[PretrainRun], names: Mapping[str, str]) ->
         )
         alt = "Pretraining curves, mean over seeds: " + "; ".join(ends) + "."
         return finish(canvas, "pretraining", alt)
+
+
+def few_shot_panel(runs: Sequence[PretrainRun]) -> list[tuple[str, str]]:
+    """Return the panel of few shots, if the monitor had enough images of each class, or was there and knew of them."""
+    quantity = "few_shot_auroc"
+    return [(quantity, "Few-shot AUROC (validation)")] if any(_series(run, quantity) for run in runs) else []
 
 
 def _series(run: PretrainRun, quantity: str) -> dict[float, float]:

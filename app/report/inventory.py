@@ -149,6 +149,7 @@ def pretraining_jobs_table(study: Study) -> Table:
         "rank_me": "RankMe",
         "knn_accuracy": "k-NN accuracy",
         "knn_auroc": "k-NN AUROC",
+        "few_shot_auroc": "Few-shot AUROC",
     }
     rows = [
         Row(

@@ -99,9 +99,11 @@ def fit_heads(
                 joint.zero_grad()
                 loss.backward()
                 optimizer.step()
-            with torch.no_grad():
-                plain, moved = _unscaled(weight, bias, shift, scale)
-                best.look(epoch, torch.einsum("nf,dcf->dnc", x_val, plain) + moved[:, None], val.labels, plain, moved)
+            if not best.last or epoch == recipe.epochs:
+                with torch.no_grad():
+                    plain, moved = _unscaled(weight, bias, shift, scale)
+                    logits = torch.einsum("nf,dcf->dnc", x_val, plain) + moved[:, None]
+                    best.look(epoch, logits, val.labels, plain, moved)
             check()
     return Heads(best.weight, best.bias, best.epochs)
 

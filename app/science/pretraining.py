@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from app.data import Dataset, Unlabelled
+from app.data import Unlabelled
 from app.errors import CollapseError, UsageError
 from app.runtime import compiles_on, machine_of, precision_on
 from app.science.augment import draw, pack, two_views, unpack
@@ -49,6 +49,8 @@ def train(
         CollapseError: the loss is not finite, or the target has collapsed.
     """
     try:
+        if trainer.step == 0:
+            trainer.look()  # what the encoder is worth without any of it
         while trainer.step < trainer.total_steps:
             trainer.ranks.barrier()
             show(**trainer.advance())
@@ -96,7 +98,7 @@ class Trainer:
         data: the images.
         seed: names all random draws.
         device: ``cpu`` or ``cuda``.
-        monitor: a labelled set for the k-NN monitor, or None.
+        monitor: what watches it, or None.
         compile: ``always``, ``never`` or ``auto``, see ``runtime.compiles_on``.
 
     Raises:
@@ -112,7 +114,7 @@ class Trainer:
         *,
         seed: int,
         device: str,
-        monitor: Dataset | None = None,
+        monitor: Monitor | None = None,
         compile: str = "never",
     ) -> None:
         self.settings, self.augmentation, self.seed, self.device = settings, augmentation, seed, device
@@ -125,7 +127,7 @@ class Trainer:
         self.images_per_step = settings.batch_size * settings.accumulate
         self.log_every = max(1, round(self.steps_per_epoch / LOGS_PER_EPOCH))
         self.images = resident(data.images, device)
-        self.monitor = Monitor(monitor, settings, device) if monitor else None
+        self.monitor = monitor
         torch.manual_seed(generator("weights", seed).initial_seed())
         self.model = BYOL(
             Encoder(network.architecture, network.stem),
@@ -267,13 +269,19 @@ class Trainer:
             loss, projection = self.ranks.mean(loss), self.ranks.gather(projection)
             if self.ranks.lead:
                 self._measure(float(loss), target_std(projection), rate, momentum)
-        if self.monitor and epoch_ends:
-            self._collect()
-            self._looks = (self.step, len(self.curves), self.monitor.look(self.model.encoder))
-            if self.device == "cpu" or self.step == self.total_steps:
-                self._collect()
+        if epoch_ends:
+            self.look(wait=self.device == "cpu" or self.step == self.total_steps)
         self.seconds += time.perf_counter() - begin
         return {name: value for name, value in self.metrics.items() if value is not None}
+
+    def look(self, *, wait: bool = True) -> None:
+        """Let the monitor, if there is one, measure the encoder as it is now; ``wait`` for what it sees."""
+        if self.monitor is None:
+            return
+        self._collect()
+        self._looks = (self.step, len(self.curves), self.monitor.look(self.model.encoder))
+        if wait:
+            self._collect()
 
     def batch_of(self, micro: int) -> tuple[Tensor, Tensor]:
         """Draw on the CPU what this rank needs for micro-batch number ``micro``: a function of the seed and ``micro``.
@@ -372,5 +380,5 @@ class Trainer:
         step = self.step if step is None else step
         line = {"step": step, "epoch": round(step / self.steps_per_epoch, 3)} | values
         self.curves.insert(len(self.curves) if place is None else place, json.dumps(line))
-        shown = ("loss", "target_std", "rank_me", "knn_accuracy", "knn_auroc")
+        shown = ("loss", "target_std", "rank_me", "knn_accuracy", "knn_auroc", "few_shot_auroc")
         self.metrics |= {name: values[name] for name in shown if name in values}

@@ -22,6 +22,7 @@ from app.runtime import choose_device, environment, machine_of, prepare
 from app.science import pretraining
 from app.science.convolutions import Table, names_of
 from app.science.distributed import Ranks, joined, leading, process_count, torchrun_rank
+from app.science.monitor import Monitor
 from app.science.pretraining import Trainer
 from app.settings import Config, Method
 from app.stages.kernel_choice import choose_kernels
@@ -156,6 +157,7 @@ def build_trainer(
     config: Config, method: Method, seed: int, data: Unlabelled, device: str, monitor: Dataset | None = None
 ) -> Trainer:
     """Return the trainer of a method at step 0; see ``Trainer``."""
+    few = config.protocols.few_shot_frozen
     return Trainer(
         config.pretrain,
         config.network,
@@ -163,7 +165,7 @@ def build_trainer(
         data,
         seed=seed,
         device=device,
-        monitor=monitor,
+        monitor=Monitor(monitor, config.pretrain, few, device) if monitor else None,
         compile=config.runtime.compile,
     )
 

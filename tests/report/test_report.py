@@ -240,7 +240,8 @@ class FakeRun:
                 std = 0.0625 * (1 - 0.5 * np.exp(-epoch / 5)) + rng.normal() * 0.0008
                 lines.append({"step": step, "epoch": epoch, "loss": loss, "learning_rate": 1e-3, "target_std": std})
             knn = 0.94 - 0.12 * np.exp(-epoch / 6) + rng.normal() * 0.004
-            lines.append({"step": epoch * 39, "epoch": epoch, "knn_auroc": knn, "knn_dataset": "pneumoniamnist:val"})
+            seen = {"knn_auroc": knn, "few_shot_auroc": knn - 0.1, "knn_dataset": "pneumoniamnist:val"}
+            lines.append({"step": epoch * 39, "epoch": epoch} | seen)
         curves = "\n".join(json.dumps(line) for line in lines).encode()
         folder = f"pretrain/{key}"
         record = self.base(key, method, seed) | {

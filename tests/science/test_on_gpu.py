@@ -17,6 +17,7 @@ from app.data.phantoms import make_phantoms
 from app.runtime import prepare
 from app.science.distributed import Ranks, joined
 from app.science.finetuning import encode
+from app.science.monitor import Monitor
 from app.science.pretraining import Trainer
 
 pytestmark = [
@@ -150,8 +151,12 @@ def test_the_monitor_sees_the_encoder_as_it_was_when_it_began_to_look():
         split: Split(arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int64))
         for split in ("train", "val")
     }
-    made = SimpleNamespace(**splits, task="binary-class", n_classes=2, name="phantom")
-    watched, blind = trainer(monitor=made), trainer()
+    made = SimpleNamespace(**splits, task="binary-class", n_classes=2, class_names=["no", "yes"], name="phantom")
+    config = load_config("recommended", [*SETTINGS, "protocols.few_shot_frozen.k=2"])
+    watched, blind = (
+        trainer(monitor=Monitor(made, config.pretrain, config.protocols.few_shot_frozen, "cuda")),
+        trainer(),
+    )
     losses(watched, 8)
     losses(blind, 8)
     assert_equal(tensors(watched), tensors(blind))
