@@ -44,11 +44,18 @@ class PlannedPretraining(Model):
 
 
 class PlannedDownstream(Model):
-    """A downstream job of the plan; ``needs`` names the pretraining that must have finished, None if there is none."""
+    """A downstream job of the plan.
+
+    Attributes:
+        needs: the pretraining that must have finished; None if there is none.
+        frozen: its encoder sees each image once, which a CPU is enough for; None in older plans, which leave it to the
+            protocol's name.
+    """
 
     key: str
     needs: str | None
     args: tuple[str, ...]
+    frozen: bool | None = None
 
 
 PlannedJob = PlannedPretraining | PlannedDownstream

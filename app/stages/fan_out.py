@@ -33,7 +33,8 @@ class FanOut:
     """The downstream jobs of a run, divided among pods.
 
     A *group* is what waits for the same pretraining (``byol-s0``), or for none (``baselines``). Its two *parts* run on
-    different machines: jobs that train the encoder, and jobs that freeze it and so do well on a CPU.
+    different machines: jobs that train the encoder or keep its BatchNorm moving, and jobs that freeze it and so do well
+    on a CPU.
 
     Attributes:
         jobs: group and part to jobs, those next to each other that differ only in their seed.
@@ -202,7 +203,8 @@ _PARTS: tuple[Part, Part] = ("trained", "frozen")
 
 
 def _part(job: PlannedDownstream) -> Part:
-    return "frozen" if PROTOCOLS[_name(job).protocol].frozen else "trained"
+    frozen = PROTOCOLS[_name(job).protocol].frozen if job.frozen is None else job.frozen
+    return "frozen" if frozen else "trained"
 
 
 def _cell(job: PlannedDownstream) -> list[str]:

@@ -33,7 +33,7 @@ from app.jobs.run import (
     settings_apart,
 )
 from app.progress import Progress
-from app.science.protocols import PROTOCOLS
+from app.science.protocols import PROTOCOLS, protocol_of
 from app.settings import Config
 from app.stages.estimate import WORTHWHILE, Rates, estimate_lines, known_rates, rates_here, work_of
 from app.stages.fallback import settle_data
@@ -263,6 +263,9 @@ def list_jobs(run: Run) -> Plan:
         for protocol in study.protocols
     ]
     of_run = ("--run-id", run.run_id)
+    frozen: dict[str, bool] = {
+        name: protocol_of(name, getattr(run.config.protocols, name)).frozen for name in study.protocols
+    }
     return Plan(
         run_id=run.run_id,
         pretrain=tuple(
@@ -279,6 +282,7 @@ def list_jobs(run: Run) -> Plan:
                     *("downstream", *of_run, "--dataset", job.dataset, "--init", job.init),
                     *("--protocol", job.protocol, "--seed", str(job.seed)),
                 ),
+                frozen=frozen[job.protocol],
             )
             for job, needs in judged
         ),

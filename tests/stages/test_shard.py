@@ -30,10 +30,18 @@ PARTS = ("trained", "frozen")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def planned(store: FolderStore, *, datasets: int, protocols: list[str], methods: list[str], seeds: int) -> Run:
+def planned(
+    store: FolderStore,
+    *,
+    datasets: int,
+    protocols: list[str],
+    methods: list[str],
+    seeds: int,
+    preset: str = "recommended",
+) -> Run:
     """A planned run, without the loading of data."""
     config = load_config(
-        "recommended",
+        preset,
         [
             f"study.datasets=[{','.join(f'set{n}' for n in range(datasets))}]",
             f"study.protocols=[{','.join(protocols)}]",
@@ -44,6 +52,25 @@ def planned(store: FolderStore, *, datasets: int, protocols: list[str], methods:
     run = Run(store, "fan", config)
     store.write("runs/fan/experiment.json", json.dumps({"plan": list_jobs(run).model_dump(mode="json")}).encode())
     return run
+
+
+@pytest.mark.parametrize(("preset", "part"), [("recommended", "frozen"), ("paper-code", "trained")])
+def test_a_probe_behind_moving_batch_norm_is_not_sent_to_a_cpu(store, preset, part):
+    planned(store, datasets=1, protocols=["linear_probe"], methods=[], seeds=2, preset=preset)
+    jobs = read_fan_out(store, "fan", 1).jobs
+    assert {half for (_, half), members in jobs.items() if members} == {part}
+
+
+def test_a_plan_that_is_older_goes_by_the_names_of_protocols(store):
+    planned(store, datasets=1, protocols=["finetune", "linear_probe"], methods=[], seeds=1)
+    plan = json.loads(store.read("runs/fan/experiment.json"))
+    for job in plan["plan"]["downstream"]:
+        del job["frozen"]
+    store.write("runs/fan/experiment.json", json.dumps(plan).encode())
+    assert {part for (_, part), members in read_fan_out(store, "fan", 1).jobs.items() if members} == {
+        "trained",
+        "frozen",
+    }
 
 
 def shards(fan_out: FanOut) -> list[list[str]]:
