@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pickle
+from collections.abc import Callable
+
 import pytest
 
+from app.stages.report import run as write_report
 from tests.report.runs import OWN, PROTOCOLS, written
-from tests.report.test_report import FakeRun
+from tests.report.test_report import RUN, FakeRun
+
+Once = Callable[[str, Callable[[], FakeRun]], FakeRun]
 
 
 @pytest.fixture(scope="session")
-def widest() -> FakeRun:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Writes a run, unless another of pytest's processes has written it: then it is read."""
+    shared = tmp_path_factory.getbasetemp().parent
+
+    def get(name: str, write: Callable[[], FakeRun]) -> FakeRun:
+        if "PYTEST_XDIST_WORKER" not in os.environ:  # what lies there is another session's
+            return write()
+        file = shared / f"{name}.pickle"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not file.exists():
+                file.write_bytes(pickle.dumps(write()))
+        run: FakeRun = pickle.loads(file.read_bytes())
+        return run
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def widest(once: Once) -> FakeRun:
     """As much as a report can be asked to show beside each other."""
-    return written(
-        methods=("random", "imagenet", "byol", "byol_plus"), protocols=PROTOCOLS, clinical=True, curve=("1", "5", "50")
-    )
+    every = {"methods": ("random", "imagenet", "byol", "byol_plus"), "protocols": PROTOCOLS}
+    return once("widest", lambda: written(**every, clinical=True, curve=("1", "5", "50")))
 
 
 @pytest.fixture(scope="session")
-def own() -> FakeRun:
-    return written(datasets=OWN, protocols=("finetune", "few_shot"), clinical=True, curve=("1", "5", "50"))
+def own(once: Once) -> FakeRun:
+    few = {"datasets": OWN, "protocols": ("finetune", "few_shot")}
+    return once("own", lambda: written(**few, clinical=True, curve=("1", "5", "50")))
+
+
+@pytest.fixture(scope="session")
+def full(once: Once) -> FakeRun:
+    """A whole study, with what `run` says of its report."""
+
+    def write() -> FakeRun:
+        run = FakeRun(shrink=6, draws=2).write()
+        run.summary = write_report(run.store, RUN)
+        return run
+
+    return once("full", write)

@@ -369,13 +369,6 @@ def read(run: FakeRun, name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def full() -> FakeRun:
-    run = FakeRun(shrink=6, draws=2).write()
-    run.summary = write_report(run.store, RUN)
-    return run
-
-
-@pytest.fixture(scope="module")
 def study(full: FakeRun) -> Study:
     return collect(full.store, RUN)
 
