@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +150,16 @@ def test_a_bug_exits_with_70(call, monkeypatch):
     assert "this is a bug" in err
 
 
+@pytest.fixture
+def nothing_called_back() -> Iterator[None]:
+    """No callbacks of the garbage collector, such as hypothesis's: what is raised in one of them is lost."""
+    kept = gc.callbacks[:]
+    gc.callbacks.clear()
+    yield
+    gc.callbacks.extend(kept)
+
+
+@pytest.mark.usefixtures("nothing_called_back")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_where_nothing_is_to_be_saved_ends_with_75(call, monkeypatch, number):
     """While a stage loads, plans or reports: here it waits for a server that never answers."""
