@@ -77,7 +77,7 @@ def fit_heads(
         recipe.optimizer, [joint], learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
     rows = torch.arange(count, device=x.device)[:, None]
-    best = _Best(count, val.labels.cpu().numpy(), task, last=recipe.epoch == "last")
+    best = _Best(count, val.labels.cpu().numpy(), task)
     per_epoch = len(list(batches(x.shape[1], recipe.batch_size, (*keys[0], 0))))
     with one_thread():
         for epoch in range(1, recipe.epochs + 1):
@@ -99,7 +99,7 @@ def fit_heads(
                 joint.zero_grad()
                 loss.backward()
                 optimizer.step()
-            if not best.last or epoch == recipe.epochs:
+            if recipe.epoch == "best" or epoch == recipe.epochs:  # the last is then the only one to be looked at
                 with torch.no_grad():
                     plain, moved = _unscaled(weight, bias, shift, scale)
                     logits = torch.einsum("nf,dcf->dnc", x_val, plain) + moved[:, None]
@@ -120,13 +120,13 @@ def _unscaled(weight: Tensor, bias: Tensor, shift: Tensor, scale: Tensor) -> tup
 
 
 class _Best:
-    """Each layer as it was at its best epoch, or at its last."""
+    """Each layer as it was at its best epoch of those that were looked at."""
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, count: int, labels: Ints, task: str, *, last: bool) -> None:
-        self.labels, self.task, self.last = labels, task, last
+    def __init__(self, count: int, labels: Ints, task: str) -> None:
+        self.labels, self.task = labels, task
         self.choice = [(-math.inf, -math.inf)] * count
         self.epochs = [0] * count
 
@@ -141,7 +141,7 @@ class _Best:
         areas = many_aurocs(self.labels, np.stack([probabilities(each, self.task) for each in logits]), self.task)
         for d, (area, loss) in enumerate(zip(areas, losses, strict=True)):
             choice = (-math.inf if math.isnan(area) else float(area), -loss)
-            if choice > self.choice[d] or not self.epochs[d] or self.last:
+            if choice > self.choice[d] or not self.epochs[d]:
                 self.choice[d], self.epochs[d] = choice, epoch
                 self.weight[d], self.bias[d] = weight[d], bias[d]
 
