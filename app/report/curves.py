@@ -21,12 +21,9 @@ def pretraining_curves(runs: Sequence[PretrainRun], names: Mapping[str, str]) ->
     runs = [run for run in runs if run.curves]
     if not runs:
         return None
-    panels = [
-        ("loss", "Loss"),
-        ("target_std", "Target std"),
-        ("knn_auroc", "k-NN AUROC (validation)"),
-        *few_shot_panel(runs),
-    ]
+    panels = [("loss", "Loss"), ("target_std", "Target std"), ("knn_auroc", "k-NN AUROC (validation)")]
+    if any(_series(run, "few_shot_auroc") for run in runs):  # older runs have none, nor those with too few images
+        panels.append(("few_shot_auroc", "Few-shot AUROC (validation)"))
     methods = list(dict.fromkeys(run.record.method for run in runs))
     with canvas_of(WIDEST, 3.1) as canvas:
         grid = canvas.subplots(1, len(panels), squeeze=False)[0]
@@ -56,12 +53,6 @@ def pretraining_curves(runs: Sequence[PretrainRun], names: Mapping[str, str]) ->
         )
         alt = "Pretraining curves, mean over seeds: " + "; ".join(ends) + "."
         return finish(canvas, "pretraining", alt)
-
-
-def few_shot_panel(runs: Sequence[PretrainRun]) -> list[tuple[str, str]]:
-    """Return the panel of few shots, if the monitor had enough images of each class, or was there and knew of them."""
-    quantity = "few_shot_auroc"
-    return [(quantity, "Few-shot AUROC (validation)")] if any(_series(run, quantity) for run in runs) else []
 
 
 def _series(run: PretrainRun, quantity: str) -> dict[float, float]:

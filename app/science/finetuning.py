@@ -365,7 +365,7 @@ class _Training:
         labels = self.val_labels.cpu().numpy()
         auroc = metrics.auroc(labels, probabilities(logits, self.task), self.task) if finite else math.nan
         line = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss}
-        self.outcome.curves.append(line | {"val_auroc": None if math.isnan(auroc) else auroc})
+        self.outcome.curves.append(line | {"val_auroc": metrics.or_none(auroc)})
         if not finite:
             raise CollapseError(
                 f"downstream: the loss is {train_loss} in training and {val_loss} in validation at epoch {epoch}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -65,6 +66,11 @@ def auroc(labels: Ints, scores: Floats, task: str) -> float:
     """Mean of ``per_class_auroc`` over the classes that have one (MedMNIST's AUC); NaN if none has."""
     areas = [area for area in per_class_auroc(labels, scores, task) if not np.isnan(area)]
     return float(np.mean(areas)) if areas else float("nan")
+
+
+def or_none(value: float) -> float | None:
+    """Return a figure as JSON has it, which knows no NaN."""
+    return None if math.isnan(value) else value
 
 
 def evaluate(labels: Ints, scores: Floats, task: str) -> dict[str, float]:

@@ -87,9 +87,9 @@ class Monitor:
         found = metrics.evaluate(self.val.labels.cpu().numpy(), scores, self.dataset.task)
         return {
             "knn_accuracy": found["accuracy"],
-            "knn_auroc": _known(found["auroc"]),
+            "knn_auroc": metrics.or_none(found["auroc"]),
             "knn_dataset": self.dataset.name,
-            "few_shot_auroc": _known(self._few_shot(bank.cpu(), queries.cpu())),
+            "few_shot_auroc": metrics.or_none(self._few_shot(bank.cpu(), queries.cpu())),
             "rank_me": rank_me(queries),
         }
 
@@ -127,8 +127,3 @@ def _blank(features: int, outputs: int) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def _known(area: float) -> float | None:
-    """Return an AUROC as JSON has it."""
-    return None if math.isnan(area) else area
