@@ -247,21 +247,22 @@ def test_a_checkpoint_that_does_not_fit_is_a_wrong_input(make_run, protocol, at)
     folder = f"runs/r/downstream/breastmnist/random/{protocol}/s0"
     state = load_checkpoint(run.store, folder, warn=print)
     assert state is not None
-    said, ways = [], itertools.cycle(["gone", None, "gone", "x", "gone", -7])
-    spoilable = list(places({name: state[name] for name in ("fit", "outcomes", "seconds")}))[1:]
-    for path, spoilt in zip(spoilable, ways, strict=False):
-        changed = copy.deepcopy(state)
-        part = changed
-        for name in path[:-1]:
-            part = part[name]
-        if spoilt == "gone":
-            del part[path[-1]]
-        else:
-            part[path[-1]] = torch.ones(3, 3, 3) if isinstance(part[path[-1]], torch.Tensor) else spoilt
-        run.store.delete(f"{folder}/latest.json")
-        run.store.delete(f"{folder}/record.json")
-        save_checkpoint(run.store, folder, 4, changed, keep=1)
-        said += refusal(run, protocol)
+    said, others = [], itertools.cycle([None, "x", -7])
+    for path in list(places({name: state[name] for name in ("fit", "outcomes", "seconds")}))[1:]:
+        for spoilt in ("gone", next(others)):
+            changed = copy.deepcopy(state)
+            part = changed
+            for name in path[:-1]:
+                part = part[name]
+            if isinstance(spoilt, str) and spoilt == "gone":
+                del part[path[-1]]
+            else:
+                other = torch.ones(3, 3, 3) if isinstance(part[path[-1]], torch.Tensor) else spoilt
+                part[path[-1]] = other
+            run.store.delete(f"{folder}/latest.json")
+            run.store.delete(f"{folder}/record.json")
+            save_checkpoint(run.store, folder, 4, changed, keep=1)
+            said += refusal(run, protocol)
     assert len(said) > 15
     for message in said:
         assert re.search(r"does not fit this version of the program \(.+\); --overwrite starts afresh", message)
