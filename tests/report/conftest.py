@@ -9,9 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from app.stages.report import run as write_report
 from tests.report.runs import OWN, PROTOCOLS, written
-from tests.report.test_report import RUN, FakeRun
+from tests.report.test_report import FakeRun
 
 Once = Callable[[str, Callable[[], FakeRun]], FakeRun]
 
@@ -50,11 +49,10 @@ def own(once: Once) -> FakeRun:
 
 @pytest.fixture(scope="session")
 def full(once: Once) -> FakeRun:
-    """A whole study, with what `run` says of its report."""
+    return once("full", lambda: written(shrink=6, seeds=(0, 1, 2)))
 
-    def write() -> FakeRun:
-        run = FakeRun(shrink=6, draws=2).write()
-        run.summary = write_report(run.store, RUN)
-        return run
 
-    return once("full", write)
+@pytest.fixture(scope="session")
+def curved(once: Once) -> FakeRun:
+    curve = ("1", "5", "10", "50", "100%")
+    return once("curved", lambda: written(shrink=6, seeds=(0, 1, 2), protocols=("few_shot_frozen",), curve=curve))

@@ -23,5 +23,5 @@ def written(**changes: Any) -> FakeRun:
     if run.clinical:
         judge(run)
         grouped(run)
-    write_report(run.store, RUN)
+    run.summary = write_report(run.store, RUN)
     return run

@@ -1034,13 +1034,6 @@ def test_published_numbers_are_those_of_the_papers_tables() -> None:
 # --- label efficiency -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def curved() -> FakeRun:
-    run = FakeRun(shrink=6, draws=2, protocols=("few_shot_frozen",), curve=("1", "5", "10", "50", "100%")).write()
-    run.summary = write_report(run.store, RUN)
-    return run
-
-
 def test_labels_saved_come_first_with_their_figure_and_table(curved: FakeRun) -> None:
     page, text = Page(read(curved, "index.html")), read(curved, "report.md")
     assert curved.summary is not None

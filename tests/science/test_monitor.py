@@ -1,6 +1,7 @@
 """What watches a pretraining, on images whose features are known."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,8 +35,12 @@ def labelled(task: str, labels: np.ndarray, told: bool) -> SimpleNamespace:
     return SimpleNamespace(train=train, val=val, task=task, n_classes=classes, class_names=names, name="rows")
 
 
+def seen(data: SimpleNamespace) -> dict[str, Any]:
+    return Monitor(data, CONFIG.pretrain, CONFIG.protocols.few_shot_frozen, "cpu").measure(Rows())
+
+
 def few_shot_auroc(data: SimpleNamespace) -> float | None:
-    return Monitor(data, CONFIG.pretrain, CONFIG.protocols.few_shot_frozen, "cpu").measure(Rows())["few_shot_auroc"]
+    return seen(data)["few_shot_auroc"]
 
 
 SETS = {
@@ -61,8 +66,6 @@ def test_what_is_seen_does_not_depend_on_what_was_drawn_before():
 
 def test_a_class_with_too_few_images_leaves_the_k_nn():
     labels = np.r_[np.zeros(38), np.ones(2), np.zeros(20), np.ones(20)].astype(np.int64)[:, None]
-    seen = Monitor(
-        labelled("binary-class", labels, told=True), CONFIG.pretrain, CONFIG.protocols.few_shot_frozen, "cpu"
-    ).measure(Rows())
-    assert seen["few_shot_auroc"] is None
-    assert seen["knn_auroc"] > 0.5
+    found = seen(labelled("binary-class", labels, told=True))
+    assert found["few_shot_auroc"] is None
+    assert found["knn_auroc"] > 0.5

@@ -153,10 +153,8 @@ def test_the_monitor_sees_the_encoder_as_it_was_when_it_began_to_look():
     }
     made = SimpleNamespace(**splits, task="binary-class", n_classes=2, class_names=["no", "yes"], name="phantom")
     config = load_config("recommended", [*SETTINGS, "protocols.few_shot_frozen.k=2"])
-    watched, blind = (
-        trainer(monitor=Monitor(made, config.pretrain, config.protocols.few_shot_frozen, "cuda")),
-        trainer(),
-    )
+    monitor = Monitor(made, config.pretrain, config.protocols.few_shot_frozen, "cuda")
+    watched, blind = trainer(monitor=monitor), trainer()
     losses(watched, 8)
     losses(blind, 8)
     assert_equal(tensors(watched), tensors(blind))
