@@ -17,7 +17,7 @@ from app.storage import FolderStore, S3Store, Store, open_store, sha256
 from tests.processes import SMALL, Launcher, Process
 from tests.servers import Proxy, Weed
 
-FULL = os.environ.get("CHAOS") == "full"  # `make chaos`; `make test` runs the short form
+FULL = os.environ.get("CHAOS") == "full"  # `make chaos CHAOS=short` and .ci/run take the short form
 STUDY = [
     "--preset", "smoke", "--threads", "1", "--device", "cpu",
     "--set", "data.subset=48", "--set", "data.phantoms=never", "--set", "study.methods=[byol]",
