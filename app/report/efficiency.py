@@ -75,6 +75,28 @@ class Efficiency:
         control = self.curves[self.baseline]
         return {m: labels_needed(self.curves[m], control, self.k, self.y, self.patients) for m in self.methods}
 
+    def reading(self, method: str, i: int) -> str:
+        """Whether ``method`` is "better" or "worse" at a point after Holm's correction; "unsettled" before it alone."""
+        found, p = self.differences[method, i], self.adjusted[method, i]
+        if not found.excludes_zero:
+            return ""
+        return ("better" if found.mean > 0 else "worse") if p < LEVEL else "unsettled"
+
+    def settled(self, method: str) -> tuple[list[float], list[float]]:
+        """Return the numbers of labels with which ``method`` is sure to save labels, and to cost some.
+
+        The protocol's own is read by the interval of the labels that the baseline needs, the others by their difference
+        from it, after Holm's correction.
+        """
+        needed, readings = self.needed[method], [self.reading(method, i) for i in range(len(self.budgets))]
+        own = "better" if needed.low > needed.labels else "worse" if needed.high < needed.labels else ""
+        told = [(n, {reading, own if n == self.k else ""}) for n, reading in zip(self._labels, readings, strict=True)]
+        return [n for n, said in told if "better" in said], [n for n, said in told if "worse" in said]
+
+    @property
+    def _labels(self) -> list[float]:
+        return [float(n) for n in self.curves[self.baseline].labels]
+
 
 def efficiencies(analysis: Analysis) -> tuple[Efficiency, ...]:
     """The label curves of a study: those of which the baseline and another method have at least three points."""
@@ -206,9 +228,7 @@ def efficiency_table(analysis: Analysis, found: Sequence[Efficiency]) -> Table:
 def _difference_cells(one: Efficiency, method: str, i: int) -> list[Cell]:
     if method not in one.methods:
         return [Cell(""), Cell("")]
-    found, p = one.differences[method, i], one.adjusted[method, i]
-    settled = found.excludes_zero and p < LEVEL
-    tone = ("better" if found.mean > 0 else "worse") if settled else "unsettled" if found.excludes_zero else ""
+    found, tone = one.differences[method, i], one.reading(method, i)
     mark = f"{MARKS[tone]} " if tone else ""
     return [Cell(mark + signed(found.mean), tone), Cell(span(found))]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from app.report.collect import Study
 from app.report.compare import Comparison
@@ -59,6 +60,12 @@ def display_names(study: Study) -> dict[str, str]:
     methods = {*study.methods, *(run.record.method for run in study.pretraining), *METHOD_NAMES}
     protocols = {p for d in study.datasets for p in study.protocols(d)}
     return {m: method_name(m) for m in methods} | {p: protocol_name(p) for p in protocols} | PROTOCOL_NAMES
+
+
+def listed(words: Iterable[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def number(value: float | None, digits: int = 3) -> str:

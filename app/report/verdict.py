@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from app.jobs import keys
 from app.report.collect import Study
 from app.report.compare import Analysis
-from app.report.efficiency import Efficiency, saved_sentence
-from app.report.names import method_name, number, sentence
+from app.report.efficiency import Efficiency, count, saved_sentence
+from app.report.names import listed, method_name, number, sentence
+from app.science.protocols import PROTOCOLS
 
 
 def lead(analysis: Analysis, found: Sequence[Efficiency] = ()) -> list[str]:
     """The findings in a few sentences for people who read nothing else: labels saved first."""
     study = analysis.study
-    lines = [*labels_verdict(study, found), *_comparisons(analysis)]
-    if model := model_to_take(analysis):
-        lines.append(model)
+    lines = [*labels_verdict(study, found), *_comparisons(analysis), *models_to_take(analysis)]
     lines += [
         f"Beware. {shared} What BYOL and BYOL+ gain there is no evidence for images that they have not seen."
         for shared in study.overlaps.values()
@@ -33,25 +33,28 @@ def lead(analysis: Analysis, found: Sequence[Efficiency] = ()) -> list[str]:
 
 
 def labels_verdict(study: Study, found: Sequence[Efficiency]) -> list[str]:
-    """Where pretraining is sure to save labels, and to cost some; then each estimate with its interval."""
+    """Where pretraining is sure to save labels, and to cost some; then what each protocol's own k saves."""
     if not found:
         return []
-    each = [(one, method, one.needed[method]) for one in found for method in one.methods]
-    saved = _places(study, [(one, m) for one, m, needed in each if needed.low > needed.labels])
-    lost = _places(study, [(one, m) for one, m, needed in each if needed.high < needed.labels])
+    each = [(one, method, one.settled(method)) for one in found for method in one.methods]
+    saved = _places(study, [(one, method, better) for one, method, (better, _) in each])
+    lost = _places(study, [(one, method, worse) for one, method, (_, worse) in each])
     said = f"Pretraining saves labels on {saved}." if saved else "That pretraining saves labels is settled nowhere."
     if lost:
         said += f" It costs labels on {lost}."
     return [said, *(saved_sentence(study.title(one.dataset), one, method) for one, method, _ in each)]
 
 
-def _places(study: Study, settled: Sequence[tuple[Efficiency, str]]) -> str:
-    methods: dict[str, list[str]] = {}
-    for one, method in settled:
-        names = methods.setdefault(study.title(one.dataset), [])
-        if method_name(method) not in names:
-            names.append(method_name(method))
-    return ", ".join(f"{title} ({', '.join(names)})" for title, names in methods.items())
+def _places(study: Study, settled: Sequence[tuple[Efficiency, str, Sequence[float]]]) -> str:
+    """Say on which sets, by which methods, and with which numbers of labels; by any protocol."""
+    places: dict[str, dict[str, set[float]]] = {}
+    for one, method, labels in settled:
+        if labels:
+            places.setdefault(study.title(one.dataset), {}).setdefault(method_name(method), set()).update(labels)
+    return "; on ".join(
+        f"{title}: {', '.join(f'{name} with {listed(map(count, sorted(n)))} labels' for name, n in by.items())}"
+        for title, by in places.items()
+    )
 
 
 def _comparisons(analysis: Analysis) -> list[str]:
@@ -79,31 +82,58 @@ def _comparisons(analysis: Analysis) -> list[str]:
     return lines
 
 
-def model_to_take(analysis: Analysis) -> str:
-    """Name the encoder whose validation AUROC is the highest, over the cells that all have; "" if nothing is compared.
+@dataclass(frozen=True)
+class _Choice:
+    """The best method on validation data, its best seed, and every method's mean validation AUROC in words."""
 
-    First the method, by its mean over seeds, then its seed. Test images have no part in the choice.
+    method: str
+    seed: int
+    why: str
+
+
+def models_to_take(analysis: Analysis) -> list[str]:
+    """Name the encoder whose validation AUROC is the highest; nothing if nothing is compared.
+
+    There are two sentences where one method is best with few labels (the few-shot protocols) and another with all.
     """
-    study = analysis.study
+    few, full, both = (_best(analysis, protocols) for protocols in (_protocols(True), _protocols(False), PROTOCOLS))
+    if few and full and few.method != full.method:
+        return [_advice(analysis, "With few labels take", few), _advice(analysis, "With all labels take", full)]
+    return [_advice(analysis, "Take", both)] if both else []
+
+
+def _protocols(few: bool) -> set[str]:
+    return {name for name, protocol in PROTOCOLS.items() if protocol.few == few}
+
+
+def _best(analysis: Analysis, protocols: Collection[str]) -> _Choice | None:
+    """Choose by the mean validation AUROC over the cells that all have: first the method, over seeds, then its seed.
+
+    Test images have no part in it.
+    """
     scores: dict[tuple[str, int], dict[tuple[str, str], float]] = {}
-    for (dataset, protocol, method), results in study.cells.items():
+    for (dataset, protocol, method), results in analysis.study.cells.items():
         for r in results:
             value = r.record.validation.get("auroc", float("nan"))
-            if np.isfinite(value):
+            if protocol in protocols and np.isfinite(value):
                 scores.setdefault((method, r.record.seed), {})[dataset, protocol] = value
     if len({method for method, _ in scores}) < 2:
-        return ""
+        return None
     shared = set.intersection(*(set(cells) for cells in scores.values()))
     if not shared:
-        return ""
+        return None
     means = {who: float(np.mean([cells[cell] for cell in sorted(shared)])) for who, cells in scores.items()}
     methods = {m: float(np.mean([v for (other, _), v in means.items() if other == m])) for m, _ in means}
     best = max(sorted(methods), key=lambda m: methods[m])
     others = ", ".join(f"{method_name(m)} {number(v)}" for m, v in sorted(methods.items()) if m != best)
-    why = f"mean validation AUROC {number(methods[best])}; {others}"
     seed = max(sorted(s for m, s in means if m == best), key=lambda s: means[best, s])
-    pretraining = str(keys.Pretraining(best, seed))
+    return _Choice(best, seed, f"mean validation AUROC {number(methods[best])}; {others}")
+
+
+def _advice(analysis: Analysis, take: str, best: _Choice) -> str:
+    study, name = analysis.study, method_name(best.method)
+    pretraining = str(keys.Pretraining(best.method, best.seed))
     if pretraining not in {run.record.key for run in study.pretraining}:
-        return f"Take no encoder of this run: the {method_name(best)} start does best on validation data ({why})."
+        return f"{take} no encoder of this run: the {name} start does best on validation data ({best.why})."
     path = f"{keys.pretraining(study.experiment.run_id, pretraining)}/{keys.ENCODER}"
-    return f"Take {method_name(best)} of seed {seed}, best on validation data ({why}): {path}"
+    return f"{take} {name} of seed {best.seed}, best on validation data ({best.why}): {path}"

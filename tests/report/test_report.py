@@ -40,12 +40,12 @@ from app.report import (
 from app.report.collect import Study, collect, parse_predictions
 from app.report.compare import Analysis, Comparison
 from app.report.content import SYNTHETIC
-from app.report.efficiency import efficiencies, efficiency_table
+from app.report.efficiency import Efficiency, efficiencies, efficiency_table
 from app.report.summary import ReportSummary
-from app.report.verdict import labels_verdict, model_to_take
+from app.report.verdict import labels_verdict, models_to_take
 from app.science import metrics, statistics
 from app.science.clinical import confident_errors
-from app.science.efficiency import LabelsNeeded
+from app.science.efficiency import Curve, LabelsNeeded
 from app.science.statistics import Interval, holm
 from app.stages.report import run as write_report
 from app.storage import FolderStore, MissingObject, Store, check_key, sha256
@@ -1057,12 +1057,12 @@ def test_labels_saved_come_first_with_their_figure_and_table(curved: FakeRun) ->
 
 
 def test_the_verdict_says_where_labels_are_saved_and_lost(analysis: Analysis) -> None:
-    def one(dataset: str, **needed: tuple[float, float]) -> Any:
+    def one(dataset: str, settled: tuple[list[float], list[float]] = ([], []), **needed: tuple[float, float]) -> Any:
         found = {m: LabelsNeeded(40, sum(ends) / 2, *ends) for m, ends in needed.items()}
         curve = SimpleNamespace(labels=np.array([2.0, 200.0]))
         return SimpleNamespace(
             dataset=dataset, protocol="few_shot_frozen", baseline="random", k=40.0, methods=tuple(found),
-            needed=found, curves={"random": curve},
+            needed=found, curves={"random": curve}, settled=lambda method: settled,
         )  # fmt: skip
 
     open_ended = one("breastmnist", byol=(30, float("inf")))
@@ -1077,31 +1077,76 @@ def test_the_verdict_says_where_labels_are_saved_and_lost(analysis: Analysis) ->
         "On BreastMNIST, few-shot (frozen): 40 labels with BYOL do what 2, the fewest that were tried, or fewer do "
         "from the Random start: 38 lost, or more (95 %: it needs fewer than 2)."
     )
-    found = [one("pneumoniamnist", byol=(50, 90), byol_plus=(41, 99)), open_ended, one("dermamnist", byol=(10, 20))]
+    found = [
+        one("pneumoniamnist", ([40.0], []), byol=(50, 90), byol_plus=(41, 99)),
+        open_ended,
+        one("dermamnist", ([10.0, 4.0, 40.0], [100.0, 2000.0]), byol=(50, 60)),
+    ]
     assert labels_verdict(analysis.study, found)[0] == (
-        "Pretraining saves labels on PneumoniaMNIST (BYOL, BYOL+). It costs labels on dermamnist (BYOL)."
+        "Pretraining saves labels on PneumoniaMNIST: BYOL with 40 labels, BYOL+ with 40 labels; on dermamnist: BYOL "
+        "with 4, 10 and 40 labels. It costs labels on dermamnist: BYOL with 100 and 2,000 labels."
     )
     assert labels_verdict(analysis.study, ()) == []
 
 
+def test_where_a_curve_is_settled() -> None:
+    """By Holm's correction, but at k, where the interval of the labels that the control needs decides."""
+    labels, y, spread = np.array([2.0, 4, 10, 20, 40]), np.repeat([0, 1], 30), np.array([-0.01, 0, 0.005, 0.005])
+
+    def curves(*gains: float) -> dict[str, Curve]:
+        control = 0.5 + 0.05 * np.log2(labels)[:, None] + np.zeros((1, 4))
+        components = np.zeros((len(labels), 4, len(y)))
+        ours = control + np.array(gains)[:, None] + spread
+        return {"random": Curve(labels, control, components), "byol": Curve(labels, ours, components)}
+
+    def settled(k: float, *gains: float) -> tuple[list[float], list[float]]:
+        budgets = tuple(f"{n:.0f}" for n in labels)
+        return Efficiency("x", "few_shot_frozen", "random", budgets, k, curves(*gains), y).settled("byol")
+
+    assert settled(40, 0.1, 0.1, 0, -0.1, 0) == ([2, 4], [20])
+    slight = 0.017  # beyond the interval of one difference, not of five
+    assert settled(40, 0, slight, 0, -slight, 0) == ([], [])
+    assert settled(4, 0, slight, 0, -slight, 0) == ([4], [])
+    assert settled(20, 0, slight, 0, -slight, 0) == ([], [20])
+
+
+def validate(run: FakeRun, protocol: str, seed: int, **auroc: float) -> None:
+    """Say that the methods did so on the validation images of PneumoniaMNIST."""
+    for init, method, of in run.inits():
+        if of == seed and method in auroc:
+            record = run.downstream("pneumoniamnist", init, method, protocol, seed)
+            record["validation"]["auroc"] = auroc[method]
+            run.put(f"downstream/{record['key']}/record.json", record)
+
+
 def test_the_model_to_take_is_best_on_validation_data() -> None:
     run = small(protocols=("finetune",), seeds=(0, 1)).write()
-    for init, method, seed in run.inits():
-        record = run.downstream("pneumoniamnist", init, method, "finetune", seed)
-        record["validation"]["auroc"] = {"random": 0.8, "byol": 0.9, "byol_plus": 0.85}[method] + 0.01 * (seed == 1)
-        run.put(f"downstream/{record['key']}/record.json", record)
-    said = model_to_take(Analysis(collect(run.store, RUN), resamples=10))
-    assert said == (
+    validate(run, "finetune", 0, random=0.8, byol=0.9, byol_plus=0.85)
+    validate(run, "finetune", 1, random=0.81, byol=0.91, byol_plus=0.86)
+    assert models_to_take(Analysis(collect(run.store, RUN), resamples=10)) == [
         "Take BYOL of seed 1, best on validation data (mean validation AUROC 0.905; BYOL+ 0.855, Random 0.805): "
         f"{ROOT}/pretrain/byol-s1/encoder.safetensors"
-    )
-    for seed in (0, 1):
-        record = run.downstream("pneumoniamnist", "random", "random", "finetune", seed)
-        record["validation"]["auroc"] = 0.95
-        run.put(f"downstream/{record['key']}/record.json", record)
-    said = model_to_take(Analysis(collect(run.store, RUN), resamples=10))
+    ]
+    validate(run, "finetune", 0, random=0.95)
+    validate(run, "finetune", 1, random=0.95)
+    [said] = models_to_take(Analysis(collect(run.store, RUN), resamples=10))
     assert said.startswith("Take no encoder of this run: the Random start does best on validation data")
-    assert model_to_take(Analysis(collect(small(methods=("byol",)).write().store, RUN), resamples=10)) == ""
+    assert models_to_take(Analysis(collect(small(methods=("byol",)).write().store, RUN), resamples=10)) == []
+
+
+def test_few_labels_and_all_labels_may_ask_for_other_models() -> None:
+    run = small(protocols=("linear_probe", "few_shot_frozen"), seeds=(0,)).write()
+    validate(run, "linear_probe", 0, random=0.98, byol=0.9, byol_plus=0.97)
+    validate(run, "few_shot_frozen", 0, random=0.6, byol=0.7, byol_plus=0.65)
+    assert models_to_take(Analysis(collect(run.store, RUN), resamples=10)) == [
+        "With few labels take BYOL of seed 0, best on validation data (mean validation AUROC 0.700; BYOL+ 0.650, "
+        f"Random 0.600): {ROOT}/pretrain/byol-s0/encoder.safetensors",
+        "With all labels take no encoder of this run: the Random start does best on validation data (mean validation "
+        "AUROC 0.980; BYOL 0.900, BYOL+ 0.970).",
+    ]
+    validate(run, "linear_probe", 0, byol=0.99)
+    [said] = models_to_take(Analysis(collect(run.store, RUN), resamples=10))
+    assert said.startswith("Take BYOL of seed 0, best on validation data (mean validation AUROC 0.845;")
 
 
 def test_the_point_of_k_is_that_of_the_protocol(curved: FakeRun) -> None:
