@@ -25,7 +25,7 @@ help: ## show this list
 	@echo 'ARGS="…" is handed on, e.g. make test ARGS="-k storage"; STORE=URI is where smoke writes (default: runs).'
 
 demo: $(STAMP) ## run a small study on default data; prints the result table and the report's path
-	$(BIN)/python -m app run --preset demo --store $(STORE) $(ARGS)
+	$(BIN)/python -m app run --preset demo --workers 2 --store $(STORE) $(ARGS)
 
 test: $(STAMP) ## run the test suite but for chaos, two tests at a time; ARGS="-n 0" for one
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not chaos" $(ARGS)
