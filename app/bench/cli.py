@@ -149,3 +149,15 @@ def bench_coverage(
 
     for line in measure(studies=studies, seed=seed):
         print(line, flush=True)
+
+
+@bench_app.command(name="detectable", epilog=example("bench detectable --studies 1000"))
+def bench_detectable(
+    studies: Annotated[int, typer.Option("--studies", min=1, help="Simulated studies of each kind.")] = 1000,
+    seed: Seed = 0,
+) -> None:
+    """Simulate studies with the difference that `plan` foresees, and count how many settle it."""
+    from app.bench.detectable import bench_detectable as measure
+
+    for line in measure(studies=studies, seed=seed):
+        print(line, flush=True)

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from app.science.power import half_width
+from app.science.power import Variances, half_width
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int32]
@@ -146,6 +146,20 @@ def mixed_interval(values: Sequence[float] | Floats, shared: float, confidence: 
     spread, common = float(x.var(ddof=1)) / n, max(shared, 0.0)
     half = float(half_width(1 - confidence, n - 1, spread, common))
     return Tested(mean, mean - half, mean + half, n, spread, common, _p_value(mean, n - 1, spread, common))
+
+
+def mean_variances(found: Sequence[Tested]) -> Variances:
+    """Average the variances of comparisons, to foresee those of another.
+
+    Not their median, which is too small where seeds are few: that of a variance of three is 0.69 times its mean
+    (chi-squared with two degrees of freedom).
+
+    Args:
+        found: at least one, each with an interval.
+    """
+    return Variances(
+        float(np.mean([one.spread * one.n for one in found])), float(np.mean([one.common for one in found]))
+    )
 
 
 def _p_value(mean: float, df: int, spread: float, common: float) -> float:

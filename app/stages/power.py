@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from statistics import median
 
 from app.data import Dataset
 from app.science.power import Detectable, Variances, detectable, macro_variance, paired_variance
@@ -28,20 +27,20 @@ def expected(data: Dataset, draws: int | None) -> Variances:
 
 
 def of_pilot(store: Store, run_id: str) -> dict[tuple[str, str], Variances]:
-    """Median variances of a finished run's comparisons, by data set and protocol.
+    """Mean variances of a finished run's comparisons, by data set and protocol.
 
     Raises:
         InputError: there is no such run.
     """
     from app.report.collect import collect
     from app.report.compare import Analysis
+    from app.science.statistics import Tested, mean_variances
 
-    found: dict[tuple[str, str], list[Variances]] = {}
+    found: dict[tuple[str, str], list[Tested]] = {}
     for c in Analysis(collect(store, run_id), resamples=1).comparisons:
         if c.joint is not None and c.joint.known:
-            each = Variances(c.joint.spread * c.joint.n, c.joint.common)
-            found.setdefault((c.dataset, c.protocol), []).append(each)
-    return {key: Variances(median(v.seed for v in each), median(v.common for v in each)) for key, each in found.items()}
+            found.setdefault((c.dataset, c.protocol), []).append(c.joint)
+    return {key: mean_variances(each) for key, each in found.items()}
 
 
 def curve_lines(config: Config, labelled: Sequence[Dataset]) -> Iterator[str]:
