@@ -94,6 +94,8 @@ def labels_needed(
     """
     target = ours.at(labels)
     grid = np.geomspace(control.labels[0], control.labels[-1], GRID)
+    if grid[0] < labels < grid[-1]:  # of its neighbours alone it could not be told whether it is possible
+        grid = np.union1d(grid, [labels])
     gaps = [difference(target, control.at(float(n)), y, patients) for n in grid]
     reached = np.array([gap.mean <= 0 for gap in gaps])
     needed = 0.0 if reached[0] else float(grid[reached.argmax()]) if reached.any() else math.inf

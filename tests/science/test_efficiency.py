@@ -43,6 +43,16 @@ def test_the_interval_is_where_the_difference_is_not_told_from_zero() -> None:
         assert outside.excludes_zero
 
 
+@pytest.mark.parametrize("gain", [0.0112, 0.0114])
+def test_as_many_labels_are_possible_just_where_the_difference_with_them_is_not_told(gain: float) -> None:
+    """Although the nearest points of the grid, with fewer labels and with more, say otherwise or nothing."""
+    spread = np.array([-0.01, 0, 0.005, 0.005])
+    control, ours = straight(0.0), Curve(LABELS, straight(gain).areas + spread, straight(0.0).components)
+    for labels in LABELS[1:-1]:
+        at_once = difference(ours.at(labels), control.at(labels), Y)
+        assert (labels_needed(ours, control, labels, Y).low > labels) == at_once.excludes_zero
+
+
 def test_what_the_control_never_reaches_or_always_has_is_open_ended() -> None:
     far = labels_needed(straight(0.3), straight(0.0), 100, Y)
     assert (far.needed, far.high, far.saved) == (math.inf, math.inf, math.inf)
