@@ -12,7 +12,7 @@ from app.settings import Config
 from app.stages.budgets import budgets
 from app.storage import Store
 
-# What is expected where there is no pilot: near the medians of the first study of RESULTS.md, 36 paired differences.
+# What is expected where there is no pilot: a little above the means of the studies of RESULTS.md.
 AREA = 0.88  # AUROC
 CORRELATION = 0.8  # of two methods' AUROCs over the drawing of test images
 SEED = 0.02  # standard deviation of a paired difference over seeds
