@@ -10,8 +10,8 @@ import numpy as np
 from scipy import optimize
 
 from app.bench.coverage import World, differences
-from app.science.power import detectable
-from app.science.statistics import Tested, image_covariance, mean_variances, mixed_interval, shared_covariance
+from app.science.power import detectable, mean_variances
+from app.science.statistics import Tested, image_covariance, mixed_interval, shared_covariance
 
 PILOTS = 100  # simulated studies that the variances are taken from
 WORLDS = {
@@ -64,7 +64,7 @@ def foreseen(world: World, *, seeds: int, draws: int, studies: int, seed: int = 
     """Foresee from pilots without a difference, as ``plan --pilot`` does; simulate studies with what was foreseen."""
     rng = np.random.default_rng([seed, seeds, draws])
     pilots = [judge(world, seeds, draws, rng) for _ in range(PILOTS)]
-    limit = detectable(mean_variances(pilots), seeds)
+    limit = detectable(mean_variances([pilot.variances for pilot in pilots]), seeds)
     assert limit is not None, "several seeds, which vary"
 
     def came(truth: float) -> list[Tested]:

@@ -37,6 +37,15 @@ class Detectable:
     found: float
 
 
+def mean_variances(found: Sequence[Variances]) -> Variances:
+    """Average those of several comparisons.
+
+    Not their median, which is too small where seeds are few: that of a variance of three is 0.69 times its mean
+    (chi-squared with two degrees of freedom).
+    """
+    return Variances(float(np.mean([one.seed for one in found])), float(np.mean([one.common for one in found])))
+
+
 def auroc_variance(area: float, positives: int, negatives: int) -> float:
     """Variance of an AUROC over test images (Hanley and McNeil, Radiology 143, 1982, equations 1 and 2)."""
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)

@@ -80,6 +80,11 @@ class Tested(Interval):
         """Standard error of the mean."""
         return math.sqrt(self.spread + self.common)
 
+    @property
+    def variances(self) -> Variances:
+        """What foresees others like it."""
+        return Variances(self.spread * self.n, self.common)
+
 
 # --- over seeds ------------------------------------------------------------------------------------
 
@@ -146,20 +151,6 @@ def mixed_interval(values: Sequence[float] | Floats, shared: float, confidence: 
     spread, common = float(x.var(ddof=1)) / n, max(shared, 0.0)
     half = float(half_width(1 - confidence, n - 1, spread, common))
     return Tested(mean, mean - half, mean + half, n, spread, common, _p_value(mean, n - 1, spread, common))
-
-
-def mean_variances(found: Sequence[Tested]) -> Variances:
-    """Average the variances of comparisons, to foresee those of another.
-
-    Not their median, which is too small where seeds are few: that of a variance of three is 0.69 times its mean
-    (chi-squared with two degrees of freedom).
-
-    Args:
-        found: at least one, each with an interval.
-    """
-    return Variances(
-        float(np.mean([one.spread * one.n for one in found])), float(np.mean([one.common for one in found]))
-    )
 
 
 def _p_value(mean: float, df: int, spread: float, common: float) -> float:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from app.data import Dataset
-from app.science.power import Detectable, Variances, detectable, macro_variance, paired_variance
+from app.science.power import Detectable, Variances, detectable, macro_variance, mean_variances, paired_variance
 from app.science.protocols import PROTOCOLS
 from app.settings import Config
 from app.stages.budgets import budgets
@@ -34,12 +34,11 @@ def of_pilot(store: Store, run_id: str) -> dict[tuple[str, str], Variances]:
     """
     from app.report.collect import collect
     from app.report.compare import Analysis
-    from app.science.statistics import Tested, mean_variances
 
-    found: dict[tuple[str, str], list[Tested]] = {}
+    found: dict[tuple[str, str], list[Variances]] = {}
     for c in Analysis(collect(store, run_id), resamples=1).comparisons:
         if c.joint is not None and c.joint.known:
-            found.setdefault((c.dataset, c.protocol), []).append(c.joint)
+            found.setdefault((c.dataset, c.protocol), []).append(c.joint.variances)
     return {key: mean_variances(each) for key, each in found.items()}
 
 
