@@ -30,7 +30,7 @@ class Foreseen:
         settled: half-width of the interval that was foreseen.
         half_width: the mean of those that came, without a difference.
         found: difference that was foreseen to be settled in 4 of 5 studies.
-        gains: share of the studies where the method is better by ``found`` that settled it; NaN where no AUROC is.
+        gains: share of the studies where the method is better by ``found`` that settled it; NaN where none can be.
         losses: share of those where it is worse by ``found``.
     """
 
