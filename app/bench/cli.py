@@ -25,6 +25,7 @@ def gray_or_rgb(channels: int) -> int:
 
 Channels = Annotated[int, typer.Option("--channels", callback=gray_or_rgb, help="Of the images: 1 or 3.")]
 Rounds = Annotated[int, typer.Option("--rounds", min=1, help="Figures are medians over them.")]
+Studies = Annotated[int, typer.Option("--studies", min=1, help="Simulated studies of each kind.")]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of a turn.")]
 MACHINE = ("preset", "overrides", "device", "threads")
 DATA = (*MACHINE, "sources", "data_root")
@@ -141,7 +142,7 @@ def checkpoint(
 
 @bench_app.command(name="coverage", epilog=example("bench coverage --studies 1000"))
 def bench_coverage(
-    studies: Annotated[int, typer.Option("--studies", min=1, help="Simulated studies of each kind.")] = 1000,
+    studies: Studies = 1000,
     seed: Seed = 0,
 ) -> None:
     """Simulate studies whose truth is known, and count how often each kind of interval holds it."""
@@ -153,7 +154,7 @@ def bench_coverage(
 
 @bench_app.command(name="detectable", epilog=example("bench detectable --studies 1000"))
 def bench_detectable(
-    studies: Annotated[int, typer.Option("--studies", min=1, help="Simulated studies of each kind.")] = 1000,
+    studies: Studies = 1000,
     seed: Seed = 0,
 ) -> None:
     """Simulate studies with the difference that `plan` foresees, and count how many settle it."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import optimize
 
-from app.bench.coverage import World, differences
+from app.bench.coverage import World, components
+from app.science.efficiency import difference
 from app.science.power import detectable, mean_variances
-from app.science.statistics import Tested, image_covariance, mixed_interval, shared_covariance
+from app.science.statistics import Tested
 
 PILOTS = 100  # simulated studies that the variances are taken from
 WORLDS = {
@@ -44,8 +45,8 @@ class Foreseen:
 def judge(world: World, seeds: int, draws: int, rng: np.random.Generator) -> Tested:
     """Draw a study and return the interval of its two methods' difference that a report shows first."""
     y, scores = world.study(seeds, draws, rng)
-    each, own = differences(y, scores)
-    return mixed_interval(each.mean(axis=1), shared_covariance(image_covariance(y, own.mean(axis=1))))
+    areas, own = (each.mean(axis=2) for each in components(y, scores))
+    return difference((areas[0], own[0]), (areas[1], own[1]), y)
 
 
 def apart(world: World, truth: float) -> World | None:

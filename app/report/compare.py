@@ -34,6 +34,15 @@ LEVEL = 0.05
 Verdict = Literal["better", "worse", "unsettled", "none", "unknown"]
 
 
+def joint_verdict(joint: Tested, adjusted: float) -> Verdict:
+    """Say what an interval over all kinds of chance allows whose p-value after Holm's correction is ``adjusted``."""
+    if not joint.excludes_zero:
+        return "none" if joint.known else "unknown"
+    if not adjusted < LEVEL:
+        return "unsettled"
+    return "better" if joint.mean > 0 else "worse"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """AUROC of ``method`` minus AUROC of ``baseline`` on one dataset and protocol.
@@ -58,11 +67,6 @@ class Comparison:
         return self.seeds.mean
 
     @property
-    def settled(self) -> bool:
-        """Whether the joint interval excludes zero, after the correction too."""
-        return self.joint is not None and self.joint.excludes_zero and self.adjusted < LEVEL
-
-    @property
     def verdict(self) -> Verdict:
         """What may be said.
 
@@ -70,10 +74,8 @@ class Comparison:
         before the correction, or there is none (one seed, or no predictions); ``none`` that zero is inside; ``unknown``
         that there is no interval.
         """
-        if self.settled:
-            return "better" if self.difference > 0 else "worse"
         if self.joint is not None and self.joint.known:
-            return "unsettled" if self.joint.excludes_zero else "none"
+            return joint_verdict(self.joint, self.adjusted)
         intervals = [i for i in (self.seeds, self.images) if i is not None and i.known]
         if not intervals:
             return "unknown"

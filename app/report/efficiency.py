@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from app.report.collect import Labels, Result
-from app.report.compare import LEVEL, Analysis
+from app.report.compare import Analysis, Verdict, joint_verdict
 from app.report.names import MARKS, MINUS, method_name, number, protocol_name, signed, span
 from app.report.style import INK, MUTED, WIDEST, Figure, canvas_of, finish, legend, look, others_of
 from app.report.table import Cell, Column, Row, Table
@@ -75,12 +75,9 @@ class Efficiency:
         control = self.curves[self.baseline]
         return {m: labels_needed(self.curves[m], control, self.k, self.y, self.patients) for m in self.methods}
 
-    def reading(self, method: str, i: int) -> str:
-        """Whether ``method`` is "better" or "worse" at a point after Holm's correction; "unsettled" before it alone."""
-        found, p = self.differences[method, i], self.adjusted[method, i]
-        if not found.excludes_zero:
-            return ""
-        return ("better" if found.mean > 0 else "worse") if p < LEVEL else "unsettled"
+    def verdict(self, method: str, i: int) -> Verdict:
+        """What may be said of ``method`` at a point."""
+        return joint_verdict(self.differences[method, i], self.adjusted[method, i])
 
     def settled(self, method: str) -> tuple[list[float], list[float]]:
         """Return the numbers of labels with which ``method`` is sure to save labels, and to cost some.
@@ -88,14 +85,12 @@ class Efficiency:
         The protocol's own is read by the interval of the labels that the baseline needs, the others by their difference
         from it, after Holm's correction.
         """
-        needed, readings = self.needed[method], [self.reading(method, i) for i in range(len(self.budgets))]
-        own = "better" if needed.low > needed.labels else "worse" if needed.high < needed.labels else ""
-        told = [(n, {reading, own if n == self.k else ""}) for n, reading in zip(self._labels, readings, strict=True)]
-        return [n for n, said in told if "better" in said], [n for n, said in told if "worse" in said]
-
-    @property
-    def _labels(self) -> list[float]:
-        return [float(n) for n in self.curves[self.baseline].labels]
+        needed, labels = self.needed[method], self.curves[self.baseline].labels.tolist()
+        verdicts = [(n, self.verdict(method, i)) for i, n in enumerate(labels)]
+        return (
+            [n for n, said in verdicts if said == "better" or (n == self.k and needed.low > needed.labels)],
+            [n for n, said in verdicts if said == "worse" or (n == self.k and needed.high < needed.labels)],
+        )
 
 
 def efficiencies(analysis: Analysis) -> tuple[Efficiency, ...]:
@@ -228,7 +223,8 @@ def efficiency_table(analysis: Analysis, found: Sequence[Efficiency]) -> Table:
 def _difference_cells(one: Efficiency, method: str, i: int) -> list[Cell]:
     if method not in one.methods:
         return [Cell(""), Cell("")]
-    found, tone = one.differences[method, i], one.reading(method, i)
+    found, verdict = one.differences[method, i], one.verdict(method, i)
+    tone = "" if verdict in ("none", "unknown") else verdict
     mark = f"{MARKS[tone]} " if tone else ""
     return [Cell(mark + signed(found.mean), tone), Cell(span(found))]
 

@@ -254,11 +254,10 @@ def test_a_checkpoint_that_does_not_fit_is_a_wrong_input(make_run, protocol, at)
             part = changed
             for name in path[:-1]:
                 part = part[name]
-            if isinstance(spoilt, str) and spoilt == "gone":
+            if spoilt == "gone":
                 del part[path[-1]]
             else:
-                other = torch.ones(3, 3, 3) if isinstance(part[path[-1]], torch.Tensor) else spoilt
-                part[path[-1]] = other
+                part[path[-1]] = torch.ones(3, 3, 3) if isinstance(part[path[-1]], torch.Tensor) else spoilt
             run.store.delete(f"{folder}/latest.json")
             run.store.delete(f"{folder}/record.json")
             save_checkpoint(run.store, folder, 4, changed, keep=1)
