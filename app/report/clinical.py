@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.lines import Line2D
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from app.report.blocks import Block
 from app.report.collect import CellKey, Labels, Result, Scores
-from app.report.compare import Analysis
+from app.report.compare import Analysis, seed_means
 from app.report.names import mean_and_half_width, method_name, number, protocol_name
 from app.report.sources import sources
 from app.report.style import LOOKS, MUTED, OTHER_LOOKS, WIDEST, Figure, canvas_of, finish, legend, look, others_of
@@ -66,11 +66,18 @@ def _cells(analysis: Analysis) -> Iterator[tuple[CellKey, list[Judged]]]:
 
 
 def _mean_rate(
-    found: Sequence[tuple[float, NDArray[np.float64]]], truth: Labels, label: int, patients: NDArray[np.int64] | None
+    jobs: Sequence[Judged],
+    found: Sequence[tuple[float, NDArray[np.float64]]],
+    label: int,
+    patients: NDArray[np.int64] | None,
 ) -> Interval:
     """Mean of a class's rate over seeds with its interval over seeds and test images; of one seed over images."""
-    own = np.stack([components for _, components in found])
-    return rate_interval([value for value, _ in found], independent_images(truth, label, own, patients))
+    shares, components = (_over_jobs(jobs, part) for part in zip(*found, strict=True))
+    return rate_interval(list(shares), independent_images(jobs[0].truth, label, components, patients))
+
+
+def _over_jobs(jobs: Sequence[Judged], values: ArrayLike) -> NDArray[np.float64]:
+    return seed_means([job.result.record.seed for job in jobs], values)
 
 
 def _between(interval: Interval) -> str:
@@ -95,7 +102,7 @@ def operating_table(analysis: Analysis) -> Table:
                 rates(j.truth, j.test[:, 1], threshold_for(j.val_truth, j.validation[:, 1], **asked)) for j in jobs
             ]
             sensitivity, specificity = (
-                _mean_rate([f[i] for f in found], jobs[0].truth, 1 - i, analysis.patients(dataset)) for i in (0, 1)
+                _mean_rate(jobs, [f[i] for f in found], 1 - i, analysis.patients(dataset)) for i in (0, 1)
             )
             first, second = (sensitivity, specificity) if "specificity" in asked else (specificity, sensitivity)
             cells += [Cell(_between(first)), Cell(_between(second), "paper")]
@@ -134,7 +141,7 @@ def calibration_table(analysis: Analysis) -> Table:
             *([c.brier for c in each] for each in (before, after)),
             by,
         )
-        cells = tuple(Cell(mean_and_half_width(t_interval(v))) for v in values)
+        cells = tuple(Cell(mean_and_half_width(t_interval(_over_jobs(jobs, v)))) for v in values)
         head = f"{analysis.study.title(dataset)} · {protocol_name(protocol)}"
         rows.append(Row(head, method_name(method), cells, _sources(analysis, jobs)))
     return Table(
@@ -262,7 +269,8 @@ def embedding_figures(analysis: Analysis, names: Mapping[str, str]) -> list[Bloc
         }
         if jobs:
             figure = _embedding(dataset, study.title(dataset), labels[:, 0], info.labels, jobs, names)
-            caption = "Validation images by the first two principal components of the frozen encoder's features."
+            some = f", {MOST_POINTS} of {len(labels):,}," if len(labels) > MOST_POINTS else ""
+            caption = f"Validation images{some} by the first two principal components of the frozen encoder's features."
             blocks.append(Block(figure, f"{study.title(dataset)}, first seed. {caption}"))
     return blocks
 
@@ -276,13 +284,15 @@ def _embedding(
     names: Mapping[str, str],
 ) -> Figure:
     side = min(3.35, WIDEST / len(jobs))
+    # from end to end of the split, which may be sorted by class
+    shown = np.linspace(0, len(truth) - 1, min(MOST_POINTS, len(truth))).round().astype(np.int64)
     with canvas_of(max(4.6, len(jobs) * side), side + 0.9) as canvas:
         grid = canvas.subplots(1, len(jobs), squeeze=False)[0]
         for axes, (method, results) in zip(grid, jobs.items(), strict=True):
             places = results[0].embedding
             assert places is not None, "jobs without one are left out"
             for c in range(len(classes)):
-                of_class = places[:MOST_POINTS][truth[:MOST_POINTS] == c]
+                of_class = places[shown][truth[shown] == c]
                 colour = CLASS_COLOURS[c % len(CLASS_COLOURS)]
                 axes.plot(of_class[:, 0], of_class[:, 1], ".", color=colour, markersize=4, alpha=0.7)
             axes.set_title(names[method])

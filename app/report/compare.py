@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from app.report.collect import CellKey, Labels, Result, Study, mean_components
 from app.science.bootstrap import bootstrap_means
@@ -97,7 +97,7 @@ class Analysis:
 
     def metric(self, key: CellKey, name: str) -> Interval:
         """Mean of a test metric over the finished seeds of a cell with its t-interval."""
-        return t_interval([r.record.metrics.get(name, math.nan) for r in self.results(*key)])
+        return t_interval(_by_seed(self.results(*key), name))
 
     def delong(self, result: Result) -> Interval | None:
         """DeLong interval of the saved model's AUROC; None unless the task is binary and scores are there."""
@@ -150,10 +150,8 @@ class Analysis:
 
     def by_seed(self, y: Labels, results: Sequence[Result]) -> tuple[Floats, Floats]:
         """AUROC of each seed, ascending, (S,), and what each test image adds to its error, (S, N): means over draws."""
-        seeds = sorted({r.record.seed for r in results})
-        found = [[self.components_of(y, r) for r in results if r.record.seed == seed] for seed in seeds]
-        areas = np.array([np.mean([area for area, _ in jobs]) for jobs in found])
-        return areas, np.stack([np.mean([own for _, own in jobs], axis=0) for jobs in found])
+        areas, components = zip(*(self.components_of(y, r) for r in results), strict=True)
+        return seed_means(_seeds(results), areas), seed_means(_seeds(results), components)
 
     def components_of(self, y: Labels, result: Result) -> tuple[float, Floats]:
         """Mean AUROC of a job's draws, and what each test image adds to its error, (N,)."""
@@ -162,13 +160,12 @@ class Analysis:
         return self._components[result.record.key]
 
     def distribution(self, y: Labels, results: Sequence[Result]) -> NDArray[np.float64]:
-        """Bootstrap means of some jobs; all see the same resamples (drawn from ``y`` and one seed)."""
+        """Bootstrap means over the seeds of some jobs; all see the same resamples (drawn from ``y`` and one seed)."""
         key = tuple(r.record.key for r in results)
         if key not in self._distributions:
-            scores = [s for r in results for s in r.draws]
             patients = self.patients(results[0].record.dataset)
-            found = bootstrap_means(weighted_auroc, y, [scores], self.resamples, patients=patients)
-            self._distributions[key] = found[0]
+            found = bootstrap_means(weighted_auroc, y, [r.draws for r in results], self.resamples, patients=patients)
+            self._distributions[key] = seed_means(_seeds(results), found).mean(axis=0)
         return self._distributions[key]
 
 
@@ -199,7 +196,9 @@ def compare_cells(
     (areas, own), (their_areas, their_own) = us.by_seed(y, mine), them.by_seed(y, others)
     covariance = image_covariance(y, own - their_own, us.patients(key[0]))
     joint = mixed_interval(areas - their_areas, shared_covariance(covariance))
-    images = percentile_interval(joint.mean, us.distribution(y, mine) - them.distribution(y, others), len(y))
+    images = None
+    if np.isfinite(covariance).all():  # else a class has a single image, which every resample has
+        images = percentile_interval(joint.mean, us.distribution(y, mine) - them.distribution(y, others), len(y))
     return Comparison(*key, baseline, seeds, images, joint)
 
 
@@ -207,10 +206,19 @@ def _only(results: Sequence[Result], seeds: set[int]) -> tuple[Result, ...]:
     return tuple(r for r in results if r.record.seed in seeds)
 
 
-def _by_seed(results: Sequence[Result]) -> list[float]:
-    """AUROC of each seed, ascending; several jobs of one seed (other pretraining runs) give their mean."""
-    seeds = sorted({r.record.seed for r in results})
-    return [
-        float(np.mean([r.record.metrics.get("auroc", math.nan) for r in results if r.record.seed == seed]))
-        for seed in seeds
-    ]
+def seed_means(seeds: Sequence[int], values: ArrayLike) -> Floats:
+    """Average what jobs have, (J, ...), over those of each seed, ascending: (S, ...).
+
+    A seed has several where encoders of other pretrainings are judged by it, too.
+    """
+    of, x = np.asarray(seeds), np.asarray(values, dtype=np.float64)
+    return np.array([x[of == seed].mean(axis=0) for seed in np.unique(of)])
+
+
+def _seeds(results: Iterable[Result]) -> list[int]:
+    return [r.record.seed for r in results]
+
+
+def _by_seed(results: Sequence[Result], name: str = "auroc") -> Floats:
+    """A test metric of each seed, ascending."""
+    return seed_means(_seeds(results), [r.record.metrics.get(name, math.nan) for r in results])

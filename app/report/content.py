@@ -124,15 +124,15 @@ def _heading(study: Study) -> dict[str, Any]:
     experiment = study.experiment
     results = [r.record for cell in study.cells.values() for r in cell]
     trained = [p.record for p in study.pretraining]
-    done = len(results) + len(trained)
-    planned = len(experiment.plan.pretrain) + len(experiment.plan.downstream)
+    done = {record.key for record in results} | {record.key for record in trained}
+    planned = {job.key for jobs in (experiment.plan.pretrain, experiment.plan.downstream) for job in jobs}
     finished = max([record.finished for record in (*results, *trained)], default="")
     return {
         "title": "Self-supervised pretraining for medical images",
         "run_id": experiment.run_id,
         "preset": experiment.preset,
         "date": (finished or experiment.created)[:10],
-        "progress": f"{done} of {planned} jobs" if planned > done else f"{done} jobs",
+        "progress": f"{len(done)} of {len(done | planned)} jobs" if planned - done else f"{len(done)} jobs",
         "seeds": sorted({record.seed for record in (*results, *trained)}),
         "synthetic": SYNTHETIC if experiment.synthetic else "",
         "overlaps": list(study.overlaps.values()),

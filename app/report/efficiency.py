@@ -82,14 +82,14 @@ class Efficiency:
     def settled(self, method: str) -> tuple[list[float], list[float]]:
         """Return the numbers of labels with which ``method`` is sure to save labels, and to cost some.
 
-        The protocol's own is read by the interval of the labels that the baseline needs, the others by their difference
-        from it, after Holm's correction.
+        They are read by the difference from the baseline after Holm's correction; the protocol's own by the interval of
+        the labels that the baseline needs besides, which may hold it where curves go up and down.
         """
         needed, labels = self.needed[method], self.curves[self.baseline].labels.tolist()
         verdicts = [(n, self.verdict(method, i)) for i, n in enumerate(labels)]
         return (
-            [n for n, said in verdicts if said == "better" or (n == self.k and needed.low > needed.labels)],
-            [n for n, said in verdicts if said == "worse" or (n == self.k and needed.high < needed.labels)],
+            [n for n, said in verdicts if said == "better" and (n != self.k or needed.low > n)],
+            [n for n, said in verdicts if said == "worse" and (n != self.k or needed.high < n)],
         )
 
 
@@ -145,11 +145,21 @@ Point = tuple[float, float, NDArray[np.float64]]  # labels, AUROC, components
 
 
 def _points(analysis: Analysis, y: Labels, results: Sequence[Result], seed: int) -> dict[str, Point]:
-    """The points of one seed by budget, the protocol's own among them."""
-    [result, *_] = [r for r in results if r.record.seed == seed]
+    """The points of one seed by budget, the protocol's own among them: means over its jobs, where all have one."""
+    jobs = [_points_of(analysis, y, r) for r in results if r.record.seed == seed]
+    shared = set.intersection(*(set(job) for job in jobs))
+    return {budget: _mean([job[budget] for job in jobs]) for budget in shared}
+
+
+def _points_of(analysis: Analysis, y: Labels, result: Result) -> dict[str, Point]:
     area, own = analysis.components_of(y, result)
     labels = float(np.mean([len(draw.indices) for draw in result.record.draws]))
     return {p.budget: (p.labels, p.area, p.components) for p in result.curve} | {_own(result): (labels, area, own)}
+
+
+def _mean(points: Sequence[Point]) -> Point:
+    labels, areas, components = zip(*points, strict=True)
+    return float(np.mean(labels)), float(np.mean(areas)), np.mean(components, axis=0)
 
 
 def count(labels: float) -> str:
@@ -165,6 +175,8 @@ def saved_sentence(title: str, one: Efficiency, method: str) -> str:
     fewest = one.curves[one.baseline].labels[0]
     where = f"On {title}, {protocol_name(one.protocol).lower()}: {count(one.k)} labels with {method_name(method)}"
     control = f"the {method_name(one.baseline)} start"
+    if math.isnan(needed.needed):
+        return f"{where} cannot be compared with {control}: their AUROC is not defined on the test images."
     if math.isinf(needed.needed):
         said = f"{where} do more than {count(most)}, the most that were tried, from {control}"
     elif needed.needed == 0:
@@ -174,10 +186,11 @@ def saved_sentence(title: str, one: Efficiency, method: str) -> str:
     else:
         said = f"{where} do what {count(needed.needed)} do from {control}: {_saved(needed.saved)}"
     if math.isnan(needed.low):
-        return f"{said}; one seed gives no interval."
+        why = "one seed gives" if one.seeds == 1 else "a class with a single test image or patient gives"
+        return f"{said}; {why} no interval."
     few, many = f"fewer than {count(fewest)}", f"more than {count(most)}"
     low, high = (few if end == 0 else many if math.isinf(end) else count(end) for end in (needed.low, needed.high))
-    settled = needed.low > needed.labels or needed.high < needed.labels
+    settled = any(one.k in labels for labels in one.settled(method))
     ends = low if low == high else f"{low} to {high}"
     return f"{said} (95 %: it needs {ends}{'' if settled else '; not settled'})."
 

@@ -61,7 +61,7 @@ def area_within(y: Labels, draws: Sequence[tuple[int, Sequence[Scores]]], patien
     covariance = image_covariance(y, np.stack([np.mean([own for _, own in j], axis=0) for j in found]), patients)
     if len(seeds) > 1:
         return mixed_interval(areas, shared_covariance(covariance))
-    half = float(stats.norm.ppf(0.975)) * math.sqrt(max(0.0, float(covariance[0, 0])))
+    half = float(stats.norm.ppf(0.975)) * math.sqrt(max(float(covariance[0, 0]), 0.0))  # a NaN stays one
     return Interval(areas[0], areas[0] - half, areas[0] + half, len(y))
 
 

@@ -32,8 +32,9 @@ MEDMNIST = "MedMNIST v2"  # the column of its published numbers
 
 
 def _done_of(analysis: Analysis, key: CellKey) -> str:
-    done, planned = len(analysis.results(*key)), len(analysis.study.planned.get(key, ()))
-    return f"{done} of {planned}" if done < planned else ""
+    planned = set(analysis.study.planned.get(key, ()))
+    done = {result.record.seed for result in analysis.results(*key)} & planned
+    return f"{len(done)} of {len(planned)}" if done < planned else ""
 
 
 def results_table(analysis: Analysis) -> Table:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from app.jobs import keys
-from app.report.collect import Study
+from app.jobs.records import DownstreamRecord
+from app.report.collect import Result, Study
 from app.report.compare import Analysis
 from app.report.efficiency import Efficiency, count, saved_sentence
 from app.report.names import listed, method_name, number, sentence
@@ -84,10 +85,13 @@ def _comparisons(analysis: Analysis) -> list[str]:
 
 @dataclass(frozen=True)
 class _Choice:
-    """The best method on validation data, its best seed, and every method's mean validation AUROC in words."""
+    """The best method on validation data, the best of its starts, and how all methods did, in words.
+
+    ``init`` is a pretraining's name, or that of a control; None where no start of the method has all cells.
+    """
 
     method: str
-    seed: int
+    init: str | None
     why: str
 
 
@@ -107,33 +111,54 @@ def _protocols(few: bool) -> set[str]:
 
 
 def _best(analysis: Analysis, protocols: Collection[str]) -> _Choice | None:
-    """Choose by the mean validation AUROC over the cells that all have: first the method, over seeds, then its seed.
+    """Choose by validation AUROC: first the method, then its start; None unless two methods have a cell in common.
 
-    Test images have no part in it.
+    In each cell of ``protocols`` methods are compared over the seeds that all of them have.  Test images have no part
+    in it.
     """
-    scores: dict[tuple[str, int], dict[tuple[str, str], float]] = {}
-    for (dataset, protocol, method), results in analysis.study.cells.items():
-        for r in results:
-            value = r.record.validation.get("auroc", float("nan"))
-            if protocol in protocols and np.isfinite(value):
-                scores.setdefault((method, r.record.seed), {})[dataset, protocol] = value
-    if len({method for method, _ in scores}) < 2:
+    study = analysis.study
+    jobs = {
+        (dataset, protocol): {m: _validated(study.cells.get((dataset, protocol, m), ())) for m in study.methods}
+        for dataset in study.datasets
+        for protocol in study.protocols(dataset)
+        if protocol in protocols
+    }
+    methods = sorted({m for by in jobs.values() for m, found in by.items() if found})
+    scores: list[dict[str, dict[str, float]]] = []  # by cell, method and start
+    for by in jobs.values():
+        seeds = set.intersection(*({record.seed for record in by[m]} for m in methods)) if methods else set()
+        if seeds:
+            scores.append({m: _by_init(r for r in by[m] if r.seed in seeds) for m in methods})
+    if len(methods) < 2 or not scores:
         return None
-    shared = set.intersection(*(set(cells) for cells in scores.values()))
-    if not shared:
-        return None
-    means = {who: float(np.mean([cells[cell] for cell in sorted(shared)])) for who, cells in scores.items()}
-    methods = {m: float(np.mean([v for (other, _), v in means.items() if other == m])) for m, _ in means}
-    best = max(sorted(methods), key=lambda m: methods[m])
-    others = ", ".join(f"{method_name(m)} {number(v)}" for m, v in sorted(methods.items()) if m != best)
-    seed = max(sorted(s for m, s in means if m == best), key=lambda s: means[best, s])
-    return _Choice(best, seed, f"mean validation AUROC {number(methods[best])}; {others}")
+    means = {m: float(np.mean([np.mean(list(cell[m].values())) for cell in scores])) for m in methods}
+    best = max(methods, key=lambda m: means[m])
+    whole = set.intersection(*(set(cell[best]) for cell in scores))
+    init = max(sorted(whole), key=lambda i: np.mean([cell[best][i] for cell in scores]), default=None)
+    others = ", ".join(f"{method_name(m)} {number(means[m])}" for m in methods if m != best)
+    cells = f"{len(scores)} cell{'s' if len(scores) > 1 else ''}"
+    return _Choice(best, init, f"mean validation AUROC {number(means[best])} over {cells}; {others}")
+
+
+def _validated(results: Sequence[Result]) -> list[DownstreamRecord]:
+    return [r.record for r in results if np.isfinite(r.record.validation.get("auroc", np.nan))]
+
+
+def _by_init(records: Iterable[DownstreamRecord]) -> dict[str, float]:
+    """Mean validation AUROC of each start, by its name."""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        found.setdefault(record.init, []).append(record.validation["auroc"])
+    return {init: float(np.mean(values)) for init, values in found.items()}
 
 
 def _advice(analysis: Analysis, take: str, best: _Choice) -> str:
     study, name = analysis.study, method_name(best.method)
-    pretraining = str(keys.Pretraining(best.method, best.seed))
-    if pretraining not in {run.record.key for run in study.pretraining}:
+    if best.init is None:
+        why = "but none of its encoders has them all"
+        return f"{take} none yet: {name} does best on validation data ({best.why}), {why}."
+    pretraining = next((run.record for run in study.pretraining if run.record.key == best.init), None)
+    if pretraining is None:
         return f"{take} no encoder of this run: the {name} start does best on validation data ({best.why})."
-    path = f"{keys.pretraining(study.experiment.run_id, pretraining)}/{keys.ENCODER}"
-    return f"{take} {name} of seed {best.seed}, best on validation data ({best.why}): {path}"
+    path = f"{keys.pretraining(study.experiment.run_id, pretraining.key)}/{keys.ENCODER}"
+    return f"{take} {name} of seed {pretraining.seed}, best on validation data ({best.why}): {path}"

@@ -46,13 +46,14 @@ def threshold_for(labels: Ints, scores: Floats, *, sensitivity: float = 0.0, spe
 def rates(labels: Ints, scores: Floats, threshold: float) -> tuple[tuple[float, Floats], tuple[float, Floats]]:
     """Sensitivity and specificity of ``scores > threshold``, each with what every image adds to its error, (N,).
 
-    The components are those of a share, as ``statistics.auroc_components`` has them of an AUROC.
+    The components are those of a share, as ``statistics.auroc_components`` has them of an AUROC.  All is NaN for a
+    threshold of NaN, which nothing could be chosen by.
     """
     yes = scores > threshold
     found = []
     for members, right in ((labels == 1, yes), (labels == 0, ~yes)):
         count = int(members.sum())
-        share = float(right[members].mean()) if count else math.nan
+        share = float(right[members].mean()) if count and not math.isnan(threshold) else math.nan
         found.append((share, np.where(members, right - share, 0.0) / max(count, 1)))
     return found[0], found[1]
 
@@ -106,9 +107,9 @@ def independent_images(labels: Ints, label: int, components: Floats, patients: I
     images = int((labels == label).sum())
     if patients is None or not images:
         return float(images)
-    alone = float(np.trace(image_covariance(labels, components)))
-    if alone == 0:
-        return float(len(np.unique(patients[labels == label])))
+    alone, whose = float(np.trace(image_covariance(labels, components))), len(np.unique(patients[labels == label]))
+    if alone == 0 or whose == 1:
+        return float(whose)
     return images / max(1.0, float(np.trace(image_covariance(labels, components, patients))) / alone)
 
 

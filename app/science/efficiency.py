@@ -97,6 +97,8 @@ def labels_needed(
     if grid[0] < labels < grid[-1]:  # of its neighbours alone it could not be told whether it is possible
         grid = np.union1d(grid, [labels])
     gaps = [difference(target, control.at(float(n)), y, patients) for n in grid]
+    if math.isnan(gaps[0].mean):
+        return LabelsNeeded(labels, math.nan, math.nan, math.nan)
     reached = np.array([gap.mean <= 0 for gap in gaps])
     needed = 0.0 if reached[0] else float(grid[reached.argmax()]) if reached.any() else math.inf
     if not gaps[0].known:

@@ -188,7 +188,8 @@ def auroc_components(y: NDArray[Any], score: NDArray[Any]) -> tuple[float, Float
 
     DeLong's structural components, centred and divided by the size of their class: the variance of the sum over a
     stratified sample is DeLong's.  Averages over classes, draws and seeds, and differences, of AUROCs have the same
-    averages and differences as components, which is what makes covariances cheap.  NaN where no class has a curve.
+    averages and differences as components, which is what makes covariances cheap.  NaN where no class has a curve; the
+    components are NaN too where a class has a single image, of whose kind nothing tells how it varies.
     """
     components: Floats = np.zeros(np.shape(y)[0])
     areas = []
@@ -198,8 +199,9 @@ def auroc_components(y: NDArray[Any], score: NDArray[Any]) -> tuple[float, Float
             continue
         above, below = (np.full(m, math.nan), np.full(n, math.nan)) if np.isnan(s).any() else _placements(positive, s)
         area = float(above.mean())
-        own = np.empty(len(s))
-        own[positive], own[~positive] = (above - area) / m, (below - area) / n
+        own = np.full(len(s), math.nan)
+        if min(m, n) > 1:
+            own[positive], own[~positive] = (above - area) / m, (below - area) / n
         components[images] += own
         areas.append(area)
     if not areas:
@@ -229,7 +231,8 @@ def image_covariance(y: NDArray[Any], components: Floats, patients: NDArray[Any]
 def _patient_covariance(y: NDArray[Any], components: Floats, patients: NDArray[Any]) -> Floats:
     """Sum the covariances of patients' sums within classes and, as a patient may have images of several, between them.
 
-    Each is scaled by I / (I - 1) for I patients: of the class, or between classes of all.  NaN for a single patient.
+    Each is scaled by I / (I - 1) for I patients: of the class, or between classes of all.  NaN for a single patient,
+    and where a class is of one alone whose images differ.
     """
     names, place = np.unique(patients, return_inverse=True)
     if len(names) < 2:
@@ -242,9 +245,11 @@ def _patient_covariance(y: NDArray[Any], components: Floats, patients: NDArray[A
     within: Floats = np.zeros((len(components), len(components)))
     for members in strata(y):
         count = len(np.unique(place[members]))
+        own = components[:, members]
+        own = own - own.mean(axis=1, keepdims=True)
+        if count == 1 and own.any():
+            return np.full_like(within, math.nan)
         if count > 1:
-            own = components[:, members]
-            own = own - own.mean(axis=1, keepdims=True)
             sums = np.array([np.bincount(place[members], row, len(names)) for row in own], dtype=np.float64)
             together += sums
             within += scatter(sums, count) - scatter(sums, len(names))
@@ -373,11 +378,6 @@ def weighted_auroc(y: NDArray[Any], score: NDArray[Any], counts: Counts) -> Floa
         total[there] += wins[there] / pairs[there]
         defined += there
     return np.divide(total, defined, out=np.full_like(total, math.nan), where=defined > 0)
-
-
-def macro_auroc(y: NDArray[Any], score: NDArray[Any]) -> float:
-    """Area under the ROC curve, macro-averaged as in :func:`weighted_auroc`."""
-    return float(weighted_auroc(y, score, np.ones((np.shape(y)[0], 1), dtype=np.int32))[0])
 
 
 def strata(y: NDArray[Any]) -> list[NDArray[np.int64]]:

@@ -130,30 +130,50 @@ def test_delong_takes_columns_and_reports_absent_classes_as_nan() -> None:
 # --- AUROC and bootstrap ---------------------------------------------------------------------------
 
 
+def macro_auroc(y: NDArray[Any], score: NDArray[Any]) -> float:
+    return float(st.weighted_auroc(y, score, np.ones((len(y), 1), dtype=np.int32))[0])
+
+
 def test_auroc_equals_sklearn_on_every_task() -> None:
     y, score = binary_problem(ties=True)
-    assert st.macro_auroc(y, score) == pytest.approx(roc_auc_score(y, score))
+    assert macro_auroc(y, score) == pytest.approx(roc_auc_score(y, score))
     y, score = multiclass_problem()
-    assert st.macro_auroc(y[:, None], score) == pytest.approx(roc_auc_score(y, score, multi_class="ovr"))
+    assert macro_auroc(y[:, None], score) == pytest.approx(roc_auc_score(y, score, multi_class="ovr"))
     rng = np.random.default_rng(0)
     labels, scores = (rng.random((100, 4)) < 0.3).astype(int), rng.random((100, 4))
-    assert st.macro_auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
+    assert macro_auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
+
+
+def test_a_class_with_one_image_or_patient_gives_no_interval() -> None:
+    """Every resample and every seed has that image: nothing tells how another of its kind would do."""
+    rng = np.random.default_rng(0)
+    y, scores = np.repeat([0, 1], [60, 1]), rng.random((3, 61))
+    area, own = zip(*(st.auroc_components(y, s) for s in scores), strict=True)
+    assert np.isfinite(area).all()
+    found = st.mixed_interval(area, st.shared_covariance(st.image_covariance(y, np.stack(own))))
+    assert np.isfinite(found.mean)
+    assert not found.known
+    several = np.repeat([0, 1], [60, 5])
+    patients = np.append(np.arange(60), np.full(5, 60))
+    own = [st.auroc_components(several, s)[1] for s in rng.random((3, 65))]
+    assert np.isfinite(st.image_covariance(several, np.stack(own))).all()
+    assert np.isnan(st.image_covariance(several, np.stack(own), patients)).all()
 
 
 def test_an_absent_class_is_left_out_as_in_metrics_and_no_class_is_nan() -> None:
-    assert math.isnan(st.macro_auroc(np.ones(4, int), np.arange(4.0)))
+    assert math.isnan(macro_auroc(np.ones(4, int), np.arange(4.0)))
     y, score = multiclass_problem(classes=4)
     y[y == 2] = 1
-    assert st.macro_auroc(y, score) == pytest.approx(metrics.auroc(y[:, None], score, "multi-class"))
-    assert math.isnan(st.macro_auroc(y, np.where(score > 0.5, math.nan, score)))
+    assert macro_auroc(y, score) == pytest.approx(metrics.auroc(y[:, None], score, "multi-class"))
+    assert math.isnan(macro_auroc(y, np.where(score > 0.5, math.nan, score)))
 
 
 def test_labels_and_scores_that_do_not_fit_are_errors() -> None:
     y, score = multiclass_problem(classes=3)
     with pytest.raises(ValueError, match="scores"):
-        st.macro_auroc(y[:-1], score)
+        macro_auroc(y[:-1], score)
     with pytest.raises(ValueError, match="one column per label"):
-        st.macro_auroc(np.zeros((6, 3), int), np.zeros((6, 4)))
+        macro_auroc(np.zeros((6, 3), int), np.zeros((6, 4)))
 
 
 @pytest.mark.parametrize("problem", [binary_problem, multiclass_problem])
@@ -191,7 +211,7 @@ def test_chunks_cover_every_resample(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def paired_bootstrap(y: NDArray[Any], a: list[NDArray[Any]], b: list[NDArray[Any]], n: int = 2000) -> st.Interval:
     """The difference of two methods over test images, as the report puts it together."""
-    difference = np.mean([st.macro_auroc(y, s) for s in a]) - np.mean([st.macro_auroc(y, s) for s in b])
+    difference = np.mean([macro_auroc(y, s) for s in a]) - np.mean([macro_auroc(y, s) for s in b])
     means = bootstrap.bootstrap_means(st.weighted_auroc, y, [a, b], n)
     return st.percentile_interval(difference, means[0] - means[1], len(y))
 
@@ -306,7 +326,7 @@ def test_covariance_of_two_models_is_the_bootstraps_on_any_task() -> None:
     labels[::7, 1] = -1
     for truth, one, two in ((y, score, other), (labels, score[:, :3], other[:, :3])):
         (area, own), (other_area, other_own) = st.auroc_components(truth, one), st.auroc_components(truth, two)
-        assert (area, other_area) == pytest.approx((st.macro_auroc(truth, one), st.macro_auroc(truth, two)))
+        assert (area, other_area) == pytest.approx((macro_auroc(truth, one), macro_auroc(truth, two)))
         got = st.image_covariance(truth, np.stack([own, other_own]))
         drawn = bootstrap.bootstrap_means(st.weighted_auroc, truth, [[one], [two]], n=4000)
         np.testing.assert_allclose(got, np.cov(drawn), rtol=0.12)
