@@ -29,7 +29,7 @@ class Detectable:
     """What a study can find out.
 
     Attributes:
-        settled: half-width that the interval is expected to have: smaller differences cannot be settled.
+        settled: half-width that the interval is expected to have: smaller differences are settled by luck alone.
         found: difference that is settled in 4 of 5 such studies.
     """
 

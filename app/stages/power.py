@@ -17,6 +17,7 @@ AREA = 0.88  # AUROC
 CORRELATION = 0.8  # of two methods' AUROCs over the drawing of test images
 SEED = 0.02  # standard deviation of a paired difference over seeds
 DRAW = 0.04  # over the draws of one seed
+LEVEL = 0.05  # at which the report says that a difference is settled
 
 
 def expected(data: Dataset, draws: int | None) -> Variances:
@@ -51,32 +52,47 @@ def curve_lines(config: Config, labelled: Sequence[Dataset]) -> Iterator[str]:
                 yield f"{data.title}, {protocol}: the label curve leaves out k = {asked}, more than a class has images"
 
 
+def comparisons(config: Config) -> int:
+    """How many comparisons the report will make, for which Holm's correction is."""
+    study = config.study
+    methods = {*study.baselines, *study.methods}
+    pairs = len(methods) - 1 if {"random", "imagenet"} & methods else 0
+    pairs += {"byol", "byol_plus"} <= methods
+    return pairs * len(study.datasets) * len(study.protocols)
+
+
 def power_lines(config: Config, labelled: Sequence[Dataset], pilot: dict[tuple[str, str], Variances]) -> Iterator[str]:
-    """Say for each test set which differences in AUROC cannot be settled: those within the expected half-width."""
-    seeds = len(config.study.seeds)
+    """Say for each test set which differences in AUROC will be settled, alone and among all comparisons.
+
+    Those within the expected half-width are not to be expected.  Holm's correction asks most of the comparison whose
+    p-value is the smallest: as much as Bonferroni's.
+    """
+    seeds, count = len(config.study.seeds), comparisons(config)
     for data in labelled:
         patients = data.test.patient_numbers
         whose = "" if patients is None else f" of {patients.max() + 1:,} patients"
         head = f"{data.title}, {len(data.test):,} test images{whose}, {seeds} seed{'s' if seeds > 1 else ''}"
         guessed = whose and not all((data.name, protocol) in pilot for protocol in config.study.protocols)
         doubt = "; images of one patient are taken as independent, so expect to tell less" if guessed else ""
-        limits: dict[str, Detectable] = {}
+        limits: dict[str, tuple[Detectable, Detectable]] = {}
         for protocol in config.study.protocols:
             draws = getattr(config.protocols, protocol).draws if PROTOCOLS[protocol].few else None
             variances = pilot.get((data.name, protocol)) or expected(data, draws)
-            if (limit := detectable(variances, seeds)) is not None:
-                limits[protocol] = limit
+            alone, among = detectable(variances, seeds), detectable(variances, seeds, alpha=LEVEL / max(count, 1))
+            if alone is not None and among is not None:
+                limits[protocol] = alone, among
         if not limits:
             why = "one seed cannot say how another would end" if seeds < 2 else "no class has a curve"
             yield f"{head}: no difference in AUROC can be settled; {why}"
             continue
-        same: dict[tuple[str, str], list[str]] = {}
-        for name, limit in limits.items():
-            same.setdefault((_up(limit.settled), _up(limit.found)), []).append(name)
-        for (low, high), names in same.items():
+        same: dict[tuple[str, str, str], list[str]] = {}
+        for name, (alone, among) in limits.items():
+            same.setdefault((_up(alone.settled), _up(alone.found), _up(among.found)), []).append(name)
+        for (low, high, first), names in same.items():
+            corrected = f" (corrected for {count} comparisons: {first})" if count > 1 else ""
             yield (
-                f"{head}: differences in AUROC under {low} cannot be settled, {high} is in 4 of 5 studies "
-                f"({', '.join(names)}){doubt}"
+                f"{head}: differences in AUROC under {low} cannot be expected to be settled, {high} is in 4 of 5 "
+                f"studies{corrected}: {', '.join(names)}{doubt}"
             )
 
 
