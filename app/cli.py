@@ -169,8 +169,9 @@ def shard(
 
     opened, half = _store(store), one_of("--part", part, Part)
     if workflow:
-        index = missing_shard(opened, workflow, group, half, index)
-    jobs = read_fan_out(opened, run_id, jobs_per_pod).shard(group, half, index)
+        jobs = missing_shard(opened, run_id, workflow, group, half, index)
+    else:
+        jobs = read_fan_out(opened, run_id, jobs_per_pod).shard(group, half, index)
     run = _open(store, run_id, asked)
     run_shard(run, jobs, name=f"{group}/{part}/{index}")
 

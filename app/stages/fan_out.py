@@ -1,7 +1,7 @@
 """Fan-out on a cluster: the plan's downstream jobs in shards, each of which one pod works off.
 
-A shard is a function of the stored plan, so that a pod is told a group, a part, an index and a size, and needs nothing
-else: no list of jobs goes through the scheduler.
+A pod is told a group, a part and an index, and no list of jobs goes through the scheduler: a shard is a function of the
+stored plan, and those of a workflow lie in the store, so that they stay what they were when the run grows.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def write_fan_out(run: Run, folder: Path, seeds_per_pod: int, workflow: str | No
 
     ``run-id``; ``report``, where the page will be; ``jobs-per-pod``; ``groups.json``, the groups of ``missing`` with
     numbers of shards in place of their lists, since Argo names its nodes after all of it; and ``summary.json``.
-    The lists go into the store, under the name of the workflow: its n-th pod works off the n-th missing shard.
+    The jobs of each go into the store, under the name of the workflow: its n-th pod works off the n-th missing shard.
 
     Raises:
         UsageError: too many pretrainings for one workflow, or the folder cannot be written.
@@ -154,7 +154,13 @@ def write_fan_out(run: Run, folder: Path, seeds_per_pod: int, workflow: str | No
         "summary.json": json.dumps(summary),
     }
     if workflow is not None:
-        lists = {group["group"]: {part: group[part] for part in _PARTS} for group in groups}
+        lists = {
+            (name := group["group"]): {
+                part: [[job.key for job in fan_out.shard(name, part, index)] for index in group[part]]
+                for part in _PARTS
+            }
+            for group in groups
+        }
         write_json(run.store, keys.shards(workflow), lists)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -173,21 +179,27 @@ def gpu_hours(config: Config, data: dict[str, Any]) -> float:
         config: of the run.
         data: its data sets, as its plan describes them.
     """
-    images: int = sum(data.get(config.data.pretrain, {}).get("splits", {}).values())
+    entry = data.get(config.data.pretrain, {})
+    images: int = sum((entry.get("unlabelled") or entry.get("splits", {})).values())
     return 11 * images / 112_120 * config.pretrain.epochs / 1000 * (config.data.size / 28) ** 2
 
 
-def missing_shard(store: Store, workflow: str, group: str, part: Part, number: int) -> int:
-    """Return which shard a workflow's n-th pod of a group's part works off.
+def missing_shard(
+    store: Store, run_id: str, workflow: str, group: str, part: Part, number: int
+) -> list[PlannedDownstream]:
+    """Return the jobs that a workflow's n-th pod of a group's part works off.
 
     Raises:
-        MissingObject: the workflow was not planned.
-        UsageError: its plan listed fewer.
+        MissingObject: the workflow, or the run, was not planned.
+        UsageError: its plan listed fewer, or the run has been planned anew without its jobs.
     """
-    listed: list[int] = read_json(store, keys.shards(workflow)).get(group, {}).get(part, [])
+    listed: list[list[str]] = read_json(store, keys.shards(workflow)).get(group, {}).get(part, [])
     if number >= len(listed):
         raise UsageError(f"--index {number}: {workflow} has {len(listed)} missing shards of {group}, {part}")
-    return listed[number]
+    planned = {job.key: job for job in read_plan(store, run_id).downstream}
+    if gone := [key for key in listed[number] if key not in planned]:
+        raise UsageError(f"--workflow {workflow}: {run_id} was planned anew without {gone[0]}; submit the study again")
+    return [planned[key] for key in listed[number]]
 
 
 def read_fan_out(store: Store, run_id: str, jobs_per_pod: int) -> FanOut:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from app.config import difference, identity
@@ -18,8 +19,8 @@ from app.jobs.records import (
     Plan,
     PlannedDownstream,
     PlannedPretraining,
-    read_json,
-    write_json,
+    parse_json,
+    to_json,
 )
 from app.jobs.run import (
     LONGEST_RUN_ID,
@@ -72,6 +73,22 @@ def plan(
         InputError: data are missing or damaged, real and synthetic mixed, or overlap although they must not.
         UsageError: k is larger than a class, or the name is taken by another experiment.
     """
+    once = partial(_plan_once, store, config, run_id, overwrite, strict_overlap, pilot, measure)
+    while (run := once()) is None:
+        Progress("plan", run_id=run_id or "").say("another plan of this run was written meanwhile; adds to that")
+    return run
+
+
+def _plan_once(
+    store: Store,
+    config: Config,
+    run_id: str | None,
+    overwrite: bool,
+    strict_overlap: bool,
+    pilot: str | None,
+    measure: Callable[[Config, int], Rates] | None,
+) -> Run | None:
+    """Plan a run; None if somebody else has planned it since this began, whose jobs it would have lost."""
     if run_id and not overwrite:
         config = agreed(store, run_id, config)  # before anything is downloaded
     config = settle_data(store, config)
@@ -92,11 +109,14 @@ def plan(
     }
     run = Run(store, check_run_id(run_id or default_run_id(config.preset, science)), config)
     key = keys.experiment(run.run_id)
-    created = now()
+    created, version = now(), None
     if store.exists(key) and not overwrite:
-        before = read_json(store, key)
+        found = store.read_version(key)
+        version, before = found.version, parse_json(store, key, found.data)
         if not growth(run, before.get("science"), science, where=f"{store.uri}/{key}"):
             return run
+        if run_id and _lacks(science, before["science"]):
+            return None
         created = str(before.get("created", created))
     _tell_estimate(config, labelled, unlabelled, measure)
     if unlabelled and overlap:
@@ -117,8 +137,18 @@ def plan(
         overlap=Overlap.model_validate(overlap) if overlap else None,
         created=created,
     )
-    write_json(store, key, experiment.model_dump(mode="json"))
-    return run
+    planned = to_json(experiment.model_dump(mode="json"))
+    if overwrite:
+        store.write(key, planned)
+        return run
+    written = store.create(key, planned) if version is None else store.replace(key, planned, version)
+    return None if written is None else run
+
+
+def _lacks(science: Mapping[str, Any], planned: Mapping[str, Any]) -> bool:
+    """Whether what was planned has methods, sets, protocols or seeds that ``science`` has not."""
+    after, before = science["config"]["study"], planned["config"]["study"]
+    return any(set(before[name]) - set(after[name]) for name in after)
 
 
 def _tell_estimate(

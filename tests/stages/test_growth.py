@@ -14,6 +14,7 @@ from app.errors import InputError, UsageError
 from app.jobs.run import Run, open_run
 from app.report.collect import collect
 from app.stages import downstream, pretrain
+from app.stages import plan as plan_stage
 from app.stages.plan import plan
 from app.stages.report import run as report
 from app.storage import FolderStore
@@ -54,6 +55,24 @@ def judge(run: Run, **options: Any) -> dict[str, Any]:
 def jobs(run: Run) -> list[str]:
     experiment = json.loads(run.store.read("runs/r/experiment.json"))
     return [job["key"] for job in (*experiment["plan"]["pretrain"], *experiment["plan"]["downstream"])]
+
+
+@pytest.mark.parametrize("during", ["settle_data", "load_labelled", "_tell_estimate"])
+def test_of_two_plans_at_once_none_is_lost(study, monkeypatch, during):
+    """The other is written after this one has begun: before it reads what there is, or after."""
+    study()
+    original, calls = getattr(plan_stage, during), []
+
+    def meanwhile(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            study("study.seeds=[3]")
+        return original(*args, **options)
+
+    monkeypatch.setattr(plan_stage, during, meanwhile)
+    run = study("study.seeds=[4]")
+    assert {job.rsplit("/s", 1)[1] for job in jobs(run)} == {"0", "3", "4"}
+    assert set(run.config.study.seeds) == {0, 3, 4}
 
 
 @pytest.mark.parametrize(

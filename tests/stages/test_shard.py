@@ -131,10 +131,14 @@ def test_only_what_is_missing_is_handed_on(store, tmp_path):
     assert groups() == [("byol-s0", False, 2, 2), ("byol-s1", True, 2, 2), (BASELINES, False, 4, 4)]
     finish("downstream/set0/byol-s0/finetune/s0", "downstream/set0/random/finetune/s1")
     assert groups() == [("byol-s0", False, 2, 2), ("byol-s1", True, 2, 2), (BASELINES, False, 3, 4)]
+
     # The first of the workflow's three pods takes the second shard: the first has both its jobs.
-    assert [missing_shard(store, "study", BASELINES, "trained", number) for number in range(3)] == [1, 2, 3]
+    fan_out = read_fan_out(store, "fan", 2)
+    for number in range(3):
+        of_pod = missing_shard(store, "fan", "study", BASELINES, "trained", number)
+        assert of_pod == fan_out.shard(BASELINES, "trained", number + 1)
     with pytest.raises(UsageError, match="--index 3: study has 3 missing shards of baselines, trained"):
-        missing_shard(store, "study", BASELINES, "trained", 3)
+        missing_shard(store, "fan", "study", BASELINES, "trained", 3)
     jobs = list_jobs(run)
     finish(*(f"pretrain/{job.key}" for job in jobs.pretrain), *(f"downstream/{job.key}" for job in jobs.downstream))
     assert groups() == []
@@ -142,11 +146,26 @@ def test_only_what_is_missing_is_handed_on(store, tmp_path):
     assert (summary["done"], summary["pods"]) == (len(jobs.pretrain) + len(jobs.downstream), 0)
 
 
+def test_the_shards_of_a_workflow_stay_when_its_run_grows(tmp_path):
+    store = FolderStore(tmp_path / "store")
+    run = planned(store, datasets=2, protocols=["finetune"], methods=[], seeds=3)
+    write_fan_out(run, tmp_path / "out", 2, "study")
+    before = [read_fan_out(store, "fan", 2).shard(BASELINES, "trained", n) for n in range(3)]
+    planned(store, datasets=2, protocols=["finetune"], methods=[], seeds=5)
+    assert [read_fan_out(store, "fan", 2).shard(BASELINES, "trained", n) for n in range(3)] != before
+    assert [missing_shard(store, "fan", "study", BASELINES, "trained", n) for n in range(3)] == before
+    planned(store, datasets=1, protocols=["finetune"], methods=[], seeds=3)
+    with pytest.raises(UsageError, match="fan was planned anew without set1/random/finetune/s"):
+        missing_shard(store, "fan", "study", BASELINES, "trained", 2)
+
+
 @pytest.mark.parametrize(("size", "epochs", "hours"), [(28, 1000, 11.0), (56, 1000, 44.0), (28, 500, 5.5)])
 def test_the_plan_estimates_gpu_hours_by_the_papers(size, epochs, hours):
     config = load_config("recommended", [f"pretrain.epochs={epochs}"])
     config = config.model_copy(update={"data": config.data.model_copy(update={"size": size})})
     assert gpu_hours(config, {"chestmnist": {"splits": {"train": 112_120}}}) == pytest.approx(hours)
+    both = {"splits": {"train": 78_468, "test": 33_652}, "unlabelled": {"train": 78_468}}  # `pretrain_split: train`
+    assert gpu_hours(config, {"chestmnist": both}) == pytest.approx(hours * 78_468 / 112_120)
 
 
 @pytest.mark.parametrize(
