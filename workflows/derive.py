@@ -28,6 +28,14 @@ SMOKE = {
     "disk": "1Gi",
 }
 
+# What only a template needs: it keeps its own labels to itself.
+LABELLED = """\
+  # Of every workflow that is made from this: the watch accounts for those with it.
+  workflowMetadata:
+    labels:
+      app.kubernetes.io/part-of: byol-med
+"""
+
 SMOKE_INTRODUCTION = """\
 # The same study on tiny subsets and CPU nodes, a few minutes long: shows that a cluster is set up, says nothing about
 # methods."""
@@ -78,6 +86,7 @@ def _template(text: str, name: str) -> str:
         "Made from ../full.yaml by `make workflows`.",
     )
     text = text.replace("Made from full.yaml by", "Made from ../full.yaml by")
+    text = text.replace("  podMetadata:\n", f"{LABELLED}  podMetadata:\n", 1)
     return text.replace("kind: Workflow\n", "kind: WorkflowTemplate\n").replace(
         f"generateName: byol-{name}-", f"name: byol-{name}"
     )

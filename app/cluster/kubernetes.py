@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import ssl
@@ -100,5 +101,5 @@ class Api:
         except urllib.error.HTTPError as error:
             kind = UsageError if error.code in (401, 403, 404, 422) else StorageError
             raise kind(f"{verb} {path}: the API server says {error.code} {error.reason}") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise StorageError(f"{self.url}: the API server does not answer ({error})") from error

@@ -100,8 +100,10 @@ def tell(url: str, status: dict[str, Any]) -> str | None:
             return None
     except urllib.error.HTTPError as error:
         return f"it answers {error.code} {error.reason}"
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return type(error).__name__ if url in str(error) else str(error)
+    except OSError as error:
+        return str(error)  # of the connection, which knows no path
+    except (ValueError, http.client.HTTPException) as error:
+        return type(error).__name__  # its words may quote the URL, or a part of it
 
 
 def give_reason(store: Store, workflow: str, why: str) -> None:

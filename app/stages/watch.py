@@ -7,6 +7,7 @@ sets no bound either.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -65,7 +66,7 @@ def look(api: Api, open_store: Callable[[str], Store], store: str, now: datetime
         A line for each workflow that was stopped.
 
     Raises:
-        StorageError: the API server or the store does not answer.
+        AppError: the API server does not answer, or refuses.
     """
     lines = []
     by_workflow: dict[str, list[dict[str, Any]]] = {}
@@ -79,17 +80,17 @@ def look(api: Api, open_store: Callable[[str], Store], store: str, now: datetime
             continue
         workflow = api.workflow(name)
         parameters = _parameters(workflow)
-        minutes = float(parameters.get("pending-minutes", DEFAULT_MINUTES))
+        minutes = _minutes(parameters)
         stopped = bool(workflow["spec"].get("shutdown"))
         if seconds < (GIVING_UP if stopped else 60 * minutes):
             continue
         why = f"{node_name(pod)}: pending for {seconds / 60:.0f} min, {pending_reason(pod)}"
-        place = open_store(parameters.get("store") or store)
         try:
+            place = open_store(parameters.get("store") or store)
             give_reason(place, name, why)
             if stopped or ON_EXIT in pod["metadata"]["labels"]:
                 publish_status(place, workflow_status(place, name, "Failed"))
-        except StorageError as error:
+        except AppError as error:  # its store is away, or refuses us: it is stopped all the same
             lines.append(f"{name}: the reason is not in the store: {error}")
         before = (workflow["metadata"].get("annotations") or {}).get(WHY)
         strategy = "Terminate" if stopped or ON_EXIT in pod["metadata"]["labels"] else "Stop"
@@ -108,7 +109,7 @@ def account(api: Api, open_store: Callable[[str], Store], store: str) -> list[st
         A line for each workflow.
 
     Raises:
-        StorageError: the API server or the store does not answer.
+        AppError: the API server does not answer, or refuses.
     """
     lines = []
     for found in api.workflows(ENDED):
@@ -117,10 +118,25 @@ def account(api: Api, open_store: Callable[[str], Store], store: str) -> list[st
         name = found["metadata"]["name"]
         workflow = api.workflow(name)
         hours = hours_of(workflow)
-        publish_hours(open_store(_parameters(workflow).get("store") or store), name, hours)
+        try:
+            publish_hours(open_store(_parameters(workflow).get("store") or store), name, hours)
+        except StorageError as error:  # the next look may find it
+            lines.append(f"{name}: its hours are not in the store yet: {error}")
+            continue
+        except AppError as error:  # no other look will
+            lines.append(f"{name}: its hours are not in the store: {error}")
         api.patch_workflow(name, {"metadata": {"annotations": {HOURS: json.dumps(hours)}}})
         lines.append(f"{name}: took {processor_time(3600 * hours['cpu'], 3600 * hours['gpu'])}, as requested")
     return lines
+
+
+def _minutes(parameters: dict[str, str]) -> float:
+    """How long a workflow's pods may be pending: the default where the value, which its first pod refuses, is none."""
+    try:
+        minutes = float(parameters.get("pending-minutes", DEFAULT_MINUTES))
+    except ValueError:
+        return float(DEFAULT_MINUTES)
+    return minutes if math.isfinite(minutes) else float(DEFAULT_MINUTES)
 
 
 def hours_of(workflow: dict[str, Any]) -> dict[str, float]:

@@ -67,6 +67,7 @@ def test_a_webhook_is_told_how_a_study_ended(store: FolderStore, monkeypatch: py
         (None, "it answers 404 Not Found"),
         ("http://127.0.0.1:1/token-of-ours", "Connection refused"),
         ("http://127.0.0.1:99999/token-of-ours", ""),
+        ("http://127.0.0.1:1/token-of-ours with a space", "InvalidURL"),
         ("token-of-ours", "no http"),
         ("file:///token-of-ours", "no http"),
         ("", None),

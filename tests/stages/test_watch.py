@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 
 from app.cluster.kubernetes import Api
-from app.errors import StorageError, UsageError
+from app.errors import InputError, StorageError, UsageError
 from app.stages.status import announce, failures, workflow_status
 from app.stages.watch import ENDED, OURS, account, look, pending_reason
 from app.storage import FolderStore
@@ -174,6 +174,36 @@ def test_what_a_queue_holds_back_is_its_business(server, api, store):
     gated["spec"]["schedulingGates"] = [{"name": "kueue.x-k8s.io/admission"}]
     server.pods, server.workflows["study"] = [gated], workflow("10")
     assert watched(api, store) == []
+
+
+@pytest.mark.parametrize("minutes", ["2h", "", "nan", "inf"])
+def test_a_bound_that_is_no_number_is_the_default(server, api, store, minutes):
+    server.workflows["study"] = workflow(minutes)
+    for waited, count in ((59, 0), (61, 1)):
+        server.pods = [pod("pretrain", waited, NO_GPU)]
+        assert len(watched(api, store)) == count
+
+
+@pytest.mark.parametrize("error", [StorageError("away"), UsageError("refused"), InputError("damaged")])
+def test_a_store_that_refuses_one_study_keeps_no_other_waiting(server, api, store, error):
+    def opened(uri: str) -> FolderStore:
+        if uri == "bad":
+            raise error
+        return store
+
+    for name, uri in (("a", "bad"), ("b", "good")):
+        given = [{"name": "store", "value": uri}]
+        server.workflows[name] = {"metadata": {"name": name}, "spec": {"arguments": {"parameters": given}}}
+    server.pods = [pod("pretrain", 61, NO_GPU, **{"workflows.argoproj.io/workflow": name}) for name in ("a", "b")]
+    lines = look(api, opened, "store", NOW)
+    assert lines[0] == f"a: the reason is not in the store: {error}"
+    assert [name for name, _ in server.patches] == ["a", "b"]
+
+    server.patches.clear()
+    lines = account(api, opened, "store")
+    assert lines[0].startswith("a: its hours are not in the store")
+    again = isinstance(error, StorageError)
+    assert [name for name, _ in server.patches] == (["b"] if again else ["a", "b"])
 
 
 def test_an_exit_handler_without_an_image_is_ended_too(server, api, store):
