@@ -16,7 +16,7 @@ from app.data_cli import data_app
 from app.errors import Interrupted, StorageError, UsageError
 from app.exits import exit_code
 from app.models.cli import models_app
-from app.options import Asked, Seed, StoreUri, Version, example, one_of, takes_settings, with_home
+from app.options import Asked, Limits, Parameters, Seed, StoreUri, Version, example, one_of, takes_settings, with_home
 from app.upkeep.cli import upkeep_app
 
 if TYPE_CHECKING:
@@ -48,8 +48,6 @@ OptionalRunId = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start afresh and replace what is there.")]
 StrictOverlap = Annotated[bool, typer.Option("--strict-overlap", help="Refuse to pretrain on images of a test split.")]
-Parameters = Annotated[str | None, typer.Option("--parameters", help="Parameters of the workflow to check, as JSON.")]
-Limits = Annotated[Path | None, typer.Option("--limits", help="Folder with the cluster's locks, to check them by.")]
 MethodName = Annotated[str, typer.Option("--method", help="byol or byol_plus.")]
 
 
@@ -337,7 +335,7 @@ def views(
 
     name = one_of("--method", method, Method)
     opened = _store(store)
-    config = settle_data(opened, asked.config(asked.pretraining_source()))
+    config = settle_data(opened, asked.config(asked.pretraining_source()), pretrains=True)
     print(show_views(Run(opened, "", config), method=name, seed=seed, out=out))
 
 

@@ -81,8 +81,8 @@ def load_config(
         tree.pop("search", None)  # `tune` reads it; to all others the preset is what the search begins with
     else:
         tree = copy.deepcopy(dict(base))
-    tree["data_root"] = as_text(data_root) if data_root else tree["data_root"]
-    tree["imagenet_weights"] = as_text(imagenet_weights) if imagenet_weights else tree["imagenet_weights"]
+    tree["data_root"] = as_text(data_root) if data_root else tree.get("data_root")
+    tree["imagenet_weights"] = as_text(imagenet_weights) if imagenet_weights else tree.get("imagenet_weights")
     own = tree.get("sources") or {}
     if not isinstance(own, dict):
         raise UsageError(f"preset {preset}: sources: write a mapping of names to URIs, not {own!r}")
@@ -98,7 +98,7 @@ def load_config(
         _apply(tree, f"runtime.device={device}")
     if threads is not None:
         _apply(tree, f"runtime.threads={threads}")
-    return parse_config(tree, where=f"preset {tree['preset']}")
+    return parse_config(tree, where=f"preset {tree.get('preset', preset)}")
 
 
 def load_search(preset: str) -> Search:
@@ -111,7 +111,7 @@ def load_search(preset: str) -> Search:
     if not isinstance(found, dict):
         raise UsageError(f"--preset {preset}: has no section search; give a file that has, see studies/tune-28.yaml")
     try:
-        return Search.model_validate_json(json.dumps(found, default=str))
+        return Search.model_validate_json(_as_json(found, f"preset {preset}: search"))
     except ValidationError as error:
         raise UsageError(f"preset {preset}: search: {_explain(error, Search)}") from error
 
@@ -123,10 +123,19 @@ def parse_config(tree: Mapping[str, Any], *, where: str) -> Config:
         UsageError: one line that names the key, what is wrong with it, and where it was read.
     """
     try:
-        # YAML knows dates, JSON does not: as text they meet the same checks as everything else.
-        return Config.model_validate_json(json.dumps(tree, default=str))
+        return Config.model_validate_json(_as_json(tree, where))
     except ValidationError as error:
         raise UsageError(f"{where}: {_explain(error, Config)}") from error
+
+
+def _as_json(tree: Mapping[str, Any], where: str) -> str:
+    try:
+        # YAML knows dates, JSON does not: as text they meet the same checks as everything else.
+        return json.dumps(tree, default=str)
+    except (TypeError, ValueError, RecursionError) as error:  # a key that is no text, or what holds itself
+        raise UsageError(
+            f"{where}: settings are names with plain values, and do not hold themselves ({error})"
+        ) from error
 
 
 def identity(value: Mapping[str, Any]) -> str:
@@ -167,7 +176,7 @@ _Loader.add_implicit_resolver(
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{where}: not valid YAML ({' '.join(str(error).split())}); mend it there") from error
 
 

@@ -10,15 +10,25 @@ import typer
 
 from app.cluster.parameters import check_parameters, read_parameters
 from app.errors import UsageError
-from app.options import Anonymise, Asked, Fitting, Frame, MaxUnreadable, Seed, Size, example, takes_settings
+from app.options import (
+    Anonymise,
+    Asked,
+    Fitting,
+    Frame,
+    Limits,
+    MaxUnreadable,
+    Parameters,
+    Seed,
+    Size,
+    example,
+    takes_settings,
+)
 
 data_app = typer.Typer(help="Get data sets, and make them of your own images.", no_args_is_help=True)
 
-Parameters = Annotated[str | None, typer.Option("--parameters", help="Parameters of the workflow to check, as JSON.")]
 PatientRegex = Annotated[
     str | None, typer.Option("--patient-regex", help="Finds the patient in an image's path: its first group.")
 ]
-Limits = Annotated[Path | None, typer.Option("--limits", help="Folder with the cluster's locks, to check them by.")]
 
 
 @data_app.command(epilog=example("data fetch --dataset breastmnist,pneumoniamnist --data-root ~/.medmnist"))
@@ -46,10 +56,17 @@ def fetch(
     if parameters is not None:
         check_parameters(read_parameters(parameters), limits)
     names = [name.strip() for name in dataset.split(",") if name.strip()]
+    if asked.preset is None and asked.overrides:
+        raise UsageError("--set: sets what a preset says; give --preset NAME and --store URI, or leave it out")
     target = open_store(store, warn=Progress("store").say) if store else None
     if asked.preset is not None and target is not None:
         chosen = [f"study.datasets=[{dataset}]"] if names else []
-        for line in fetch_study(target, asked.config(chosen), mirror=mirror or None, offline=offline):
+        config = asked.config(chosen)
+        if size not in (config.data.size, 28):  # 28 if nothing was said
+            raise UsageError(
+                f"--size {size}: the study's images have {config.data.size} px; use --set data.size={size}"
+            )
+        for line in fetch_study(target, config, mirror=mirror or None, offline=offline):
             print(line)
         return
     if not names or asked.preset is not None:

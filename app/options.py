@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
@@ -43,6 +43,8 @@ Preset = Annotated[
         "[default: the run's, or recommended]",
     ),
 ]
+Parameters = Annotated[str | None, typer.Option("--parameters", help="Parameters of the workflow to check, as JSON.")]
+Limits = Annotated[Path | None, typer.Option("--limits", help="Folder with the cluster's locks, to check them by.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="section.key=value; may be repeated, or hold several lines.")
 ]

@@ -24,7 +24,10 @@ def quantity(text: str) -> float:
     if found is None or (found[3] or "") not in _SUFFIXES:
         raise ValueError(f"{text!r} is no quantity")
     number, exponent, suffix = found.groups()
-    return float(number) * (10.0 ** int(exponent) if exponent else _SUFFIXES[suffix or ""])
+    value = float(f"{number}e{exponent}" if exponent else number) * _SUFFIXES[suffix or ""]
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is more than there is of anything")
+    return value
 
 
 def threads(text: str) -> int:

@@ -88,6 +88,30 @@ def test_bad_presets(tmp_path):
     assert "cannot read it (not text)" in rejected(preset=str(tmp_path / "binary.yaml"))
 
 
+@pytest.mark.parametrize(
+    "text", ["2026-01-01: 1", "&loop\nstudy: *loop", "study: " + "[" * 5000 + "]" * 5000], ids=["date", "loop", "deep"]
+)
+def test_what_is_no_tree_of_settings_is_refused_in_a_line(tmp_path, text):
+    path = tmp_path / "my.yaml"
+    path.write_text(f"extends: smoke\n{text}\n" if not text.startswith("&") else text)
+    with pytest.raises(UsageError) as error:
+        load_config(str(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["data_root", "preset", "runtime", "study"])
+def test_a_plan_that_lacks_a_setting_is_refused_in_a_line(name):
+    base = load_config("smoke").model_dump(mode="json")
+    del base[name]
+    if name == "data_root":
+        with pytest.raises(UsageError, match="data_root"):
+            parse_config(base, where="x")
+        assert load_config("smoke", base=base).data_root is None
+    else:
+        with pytest.raises(UsageError, match=name):
+            load_config("smoke", base=base)
+
+
 def test_presets_that_extend_each_other(tmp_path):
     first, second = str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")
     preset_file(tmp_path, f"extends: {second}", "a")

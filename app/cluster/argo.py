@@ -40,13 +40,18 @@ def read_workflow(path: Path, given: Mapping[str, str]) -> Workflow:
     """
     try:
         workflow = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(
             f"{path}: cannot be read ({' '.join(str(error).split())}); give a file of workflows/"
         ) from error
     if not isinstance(workflow, dict) or workflow.get("kind") != "Workflow":
         raise UsageError(f"{path}: not an Argo Workflow; give workflows/full.yaml or workflows/smoke.yaml")
-    parameters = {entry["name"]: entry for entry in workflow["spec"].get("arguments", {}).get("parameters", [])}
+    try:
+        workflow["metadata"].get("namespace")
+        listed = (workflow["spec"].get("arguments") or {}).get("parameters") or []
+        parameters = {entry["name"]: entry for entry in listed}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: a Workflow without metadata, spec or parameters as Argo has them") from error
     for name, value in given.items():
         if name not in parameters:
             near = difflib.get_close_matches(name, parameters, n=1, cutoff=0.4)

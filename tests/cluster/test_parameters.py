@@ -29,6 +29,14 @@ def test_other_texts_are_none(text):
         quantity(text)
 
 
+@pytest.mark.parametrize("text", ["1e999", "1e99999999999", "9" * 400, "9" * 308 + "E"])
+def test_what_no_machine_has_is_refused(text):
+    with pytest.raises(ValueError, match="more than there is"):
+        quantity(text)
+    with pytest.raises(UsageError, match="--threads"):
+        threads(text)
+
+
 @pytest.mark.parametrize(("text", "number"), [("500m", 1), ("1", 1), ("1500m", 2), ("3.5", 4), ("16", 16)])
 def test_threads_of_a_quantity_of_cpus(text, number):
     assert threads(text) == number

@@ -17,7 +17,7 @@ import pytest
 from urllib3.exceptions import InsecureRequestWarning, MaxRetryError, SSLError
 
 from app.cluster import argo
-from app.errors import StorageError
+from app.errors import StorageError, UsageError
 from tests.cluster.documents import ROOT
 from tests.cluster.schemas import argo_problems, crds
 
@@ -227,6 +227,21 @@ def test_what_is_no_workflow_is_refused(call, tmp_path):
     other.write_text("kind: Pod\n")
     assert call(str(other))[0] == 2
     assert call(str(tmp_path / "absent.yaml"))[0] == 2
+
+
+@pytest.mark.parametrize(
+    "parts",
+    ["", "metadata: {}\nspec: []", "spec: {}", "metadata: {}\nspec: {arguments: {parameters: [{value: 1}]}}"],
+)
+def test_a_workflow_without_its_parts_is_refused_in_a_line(tmp_path, parts):
+    (tmp_path / "w.yaml").write_text(f"kind: Workflow\n{parts}")
+    with pytest.raises(UsageError, match="a Workflow without metadata, spec or parameters"):
+        argo.read_workflow(tmp_path / "w.yaml", {})
+
+
+def test_a_workflow_may_have_no_parameters(tmp_path):
+    (tmp_path / "w.yaml").write_text("kind: Workflow\nmetadata: {}\nspec: {arguments: }")
+    assert argo.read_workflow(tmp_path / "w.yaml", {})["spec"] == {"arguments": None}
 
 
 def test_the_dag_is_drawn_with_its_depth_and_progress():
