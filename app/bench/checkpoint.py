@@ -61,7 +61,7 @@ def bench_checkpoint(
     Raises:
         UsageError: there is no process of that number.
     """
-    config = settle_data(store, config)
+    config = settle_data(store, config, pretrains=True)
     device = choose_device(config.runtime.device)
     prepare(device, config.runtime.threads)
     trainer = endless_trainer(config, load_pretraining(Run(store, "", config)), device)

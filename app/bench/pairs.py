@@ -10,6 +10,7 @@ import torch
 from app.bench.step import Ours, endless_trainer, noise
 from app.bench.turns import now
 from app.data import Dataset
+from app.errors import UsageError
 from app.jobs.run import Run, load_labelled
 from app.progress import Progress
 from app.runtime import choose_device, prepare
@@ -82,7 +83,12 @@ def bench_images(config: Config, *, few: int, many: int, channels: int, rounds: 
         channels: of the images.
         rounds: pairs of turns.
         steps: of a turn.
+
+    Raises:
+        UsageError: one of the numbers is less than a batch.
     """
+    if (fewest := min(few, many)) < (batch := config.pretrain.batch_size):
+        raise UsageError(f"{fewest} images are fewer than a batch of {batch}; ask for more, or set pretrain.batch_size")
     device = choose_device(config.runtime.device)
     prepare(device, config.runtime.threads)
     # One network after the other: two in one cache would push each other out.

@@ -237,7 +237,8 @@ def useful_multiplications(config: Config, channels: int) -> int:
     first = encoder.resnet.conv1
     e: int = sum(found.values()) + convolution_multiplications(first, size, size) // first.in_channels * channels
     j = encoder.features * network.projector_hidden + network.projector_hidden * network.projection
-    r = 2 * network.projection * network.predictor_hidden
+    hidden = network.predictor_hidden
+    r = network.projection**2 if network.predictor == "linear" else 2 * network.projection * hidden
     return 2 * (3 * (e + j + r) + e + j)
 
 

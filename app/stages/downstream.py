@@ -285,7 +285,7 @@ class Evaluation:
         encoder = None
         if self.kind.frozen:
             frozen = build_encoder(self.run, self.weights, self.seed)
-            encoder = keep_encoder(self.run, self.weights, frozen, seed=str(self.seed))
+            encoder = keep_encoder(self.run, self.weights, frozen, self.seed)
             head = {name: value for name, value in best.model.items() if name.startswith("fc.")}
             about |= {"encoder": encoder.key, "encoder_sha256": encoder.sha256}
             files[keys.HEAD] = dump_weights(head, describe(self.run.config, self.data.synthetic, **about))

@@ -17,7 +17,7 @@ from app.errors import AppError
 from app.machine import cache_folder, cores
 from app.quantities import size_in_words
 from app.runtime import cpu_flags, cpu_model
-from app.science.protocols import PROTOCOLS, Protocol, protocol_of
+from app.science.protocols import Protocol, protocol_of
 from app.settings import Config, FewShotRecipe, Recipe
 from app.stages.budgets import trials
 
@@ -127,12 +127,14 @@ def _passes(kind: Protocol, recipe: Recipe, data: Dataset) -> tuple[int, int, in
     The heads of a label curve on a frozen encoder are trained side by side, and each counted.
     """
     few = recipe if isinstance(recipe, FewShotRecipe) else None
-    labels = [len(data.train)]
+    labels, curve = [len(data.train)], []
     if few is not None:
-        labels = [few.k * data.n_classes] * few.draws + [len(trial.images) for trial in trials(few, data, 0)]
+        curve = [len(trial.images) for trial in trials(few, data, 0)]
+        labels = [few.k * data.n_classes] * few.draws + curve
     steps = sum(recipe.epochs * -(-count // recipe.batch_size) for count in labels)
-    if kind.frozen:
-        return steps, 0, sum(labels) + len(data.val) + len(data.test)
+    if kind.frozen:  # a curve takes its images from the training split, which is encoded as a whole
+        seen = sum(labels) - sum(curve) + (len(data.train) if curve else 0)
+        return steps, 0, seen + len(data.val) + len(data.test)
     judged = few.draws if few else 1  # the trainings of a curve are not judged on the validation split
     validated = len(labels) * (recipe.epochs * len(data.val) + len(data.test)) + judged * len(data.val)
     return steps, recipe.epochs * sum(labels), validated
@@ -155,7 +157,7 @@ def estimate_lines(config: Config, stages: list[Work], rates: Rates | None) -> l
     seconds = sum(work.seconds(rates) for work in stages)
     memory = max((work.memory(rates) for work in stages), default=0)
     disk = sum(work.encoders for work in stages) * rates.encoder
-    frozen = any(PROTOCOLS[name].frozen for name in config.study.protocols)
+    frozen = any(protocol_of(name, getattr(config.protocols, name)).frozen for name in config.study.protocols)
     disk += rates.encoder * len(config.study.baselines) * len(config.study.seeds) * frozen
     return [
         *lines,

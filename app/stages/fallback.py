@@ -15,7 +15,9 @@ from app.settings import Config
 from app.storage import Store
 
 
-def settle_data(store: Store, config: Config, *, mirror: str | None = None, offline: bool = False) -> Config:
+def settle_data(
+    store: Store, config: Config, *, pretrains: bool = False, mirror: str | None = None, offline: bool = False
+) -> Config:
     """Decide ``data.phantoms: if_missing``, once, when the run is planned.
 
     Files that are missing are downloaded into the store (5 s to connect, one try). If that fails, all the
@@ -24,6 +26,7 @@ def settle_data(store: Store, config: Config, *, mirror: str | None = None, offl
     Args:
         store: the run's store.
         config: the configuration as asked for.
+        pretrains: ``data.pretrain`` is needed even where ``study.methods`` is empty.
         mirror: folder or base URL to take the files from.
         offline: download nothing.
 
@@ -33,7 +36,7 @@ def settle_data(store: Store, config: Config, *, mirror: str | None = None, offl
     Raises:
         UsageError: there are no phantoms of a data set.
     """
-    names = [config.data.pretrain, *config.study.datasets]
+    names = [*([config.data.pretrain] if pretrains or config.study.methods else []), *config.study.datasets]
     progress = Progress("plan")
     choice = config.data.phantoms
     if choice == "if_missing":

@@ -125,7 +125,7 @@ def open_judges(store: Store, config: Config, command: str) -> Judges:
         raise UsageError(f"{command}: torchrun starts one pretraining; call it by itself, it takes all GPUs for each")
     if not config.study.datasets:
         raise UsageError(f"study.datasets: `{command}` needs sets to judge by; name one or more")
-    config = settle_data(store, config)
+    config = settle_data(store, config, pretrains=True)
     draft = Run(store, "", config, splits=trial.SPLITS)
     labelled = [load_labelled(draft, name) for name in config.study.datasets]
     _refuse_test_images(draft, labelled)

@@ -78,18 +78,19 @@ def describe(config: Config, synthetic: bool, /, **own: str) -> dict[str, str]:
     }
 
 
-def keep_encoder(run: Run, weights: Weights, encoder: Encoder, **about: str) -> Pointer:
+def keep_encoder(run: Run, weights: Weights, encoder: Encoder, seed: int) -> Pointer:
     """Say where the store holds a frozen encoder; one that is not there yet is put there, once for all its heads.
 
     Args:
         run: the run.
         weights: what the encoder was initialised with.
         encoder: the encoder.
-        **about: what else there is to say of it.
+        seed: of the job, by which a random start is drawn; weights that were given are the same for all seeds.
     """
     if weights.stored is not None:
         return weights.stored
-    data = dump_weights(encoder.plain_state(), describe(run.config, False, init=weights.name, **about))
+    drawn = {"seed": str(seed)} if weights.name == "random" else {}
+    data = dump_weights(encoder.plain_state(), describe(run.config, False, init=weights.name, **drawn))
     key = keys.encoder(run.run_id, weights.name, sha256(data))
     if not run.store.exists(key):
         run.store.write(key, data)

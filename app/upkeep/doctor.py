@@ -29,11 +29,12 @@ Mark = Literal["ok", "warn", "fail"]
 SHARED, MEMORY, DISK = 64 * 10**6, 2 * 10**9, 2 * 10**9  # bytes below which something is said
 CLOCK = 60.0  # seconds that a store's clock may be off
 EXTRAS = {
-    "dicom": ("pydicom",),
+    "dicom": ("pydicom", "jpeg_ls", "pylibjpeg", "libjpeg", "openjpeg"),
     "parquet": ("pyarrow",),
     "export": ("onnx", "onnxruntime", "onnxscript", "captum"),
     "track": ("mlflow", "tensorboard"),
     "argo": ("argo_workflows",),
+    "peers": ("byol_pytorch", "kornia", "lightly"),
 }
 
 

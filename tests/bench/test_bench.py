@@ -113,6 +113,8 @@ def test_useful_multiplications_are_three_passes_online_and_one_of_the_target() 
     assert encoder == 17_859_584
     projector, predictor = 512 * 4096 + 4096 * 256, 256 * 4096 + 4096 * 256
     assert useful_multiplications(config, 1) == 2 * (3 * (encoder + projector + predictor) + encoder + projector)
+    linear = load_config("recommended", ["network.predictor=linear"])
+    assert useful_multiplications(linear, 1) == 2 * (3 * (encoder + projector + 256 * 256) + encoder + projector)
     colour = useful_multiplications(config, 3) - useful_multiplications(config, 1)
     assert colour == 2 * 4 * 2 * touching(nn.Conv2d(1, 64, 7, 2, 3), 28)
 
@@ -193,6 +195,12 @@ def test_peers_take_turns() -> None:
 def test_more_images(settings) -> None:
     lines = list(bench_images(settings, few=32, many=64, channels=3, rounds=2, steps=1))
     assert [line.split(":")[0] for line in lines] == ["32 resident images", "64 resident images", "many over few"]
+
+
+def test_fewer_images_than_a_batch_are_refused(settings) -> None:
+    for few, many in ((1, 64), (64, 1)):
+        with pytest.raises(UsageError, match="1 images are fewer than a batch of"):
+            list(bench_images(settings, few=few, many=many, channels=1, rounds=1, steps=1))
 
 
 def test_views(settings) -> None:

@@ -66,8 +66,12 @@ def test_pretraining_counts_as_the_trainer_does(data):
     assert work.encoders == 4
 
 
-@pytest.mark.parametrize("protocol", ["finetune", "linear_probe", "few_shot", "few_shot_frozen"])
-def test_downstream_counts_what_a_job_does(data, tmp_path, monkeypatch, protocol):
+@pytest.mark.parametrize(
+    ("protocol", "curve"),
+    [("finetune", None), ("linear_probe", None), ("few_shot", None), ("few_shot_frozen", None),
+     ("few_shot_frozen", "protocols.few_shot_frozen.curve=[1,2]")],
+)  # fmt: skip
+def test_downstream_counts_what_a_job_does(data, tmp_path, monkeypatch, protocol, curve):
     """A job is run, and its steps and images are counted on the way."""
     seen = {"trained": 0, "encoded": 0}
     original, forward = finetuning.encode, Encoder.forward
@@ -91,13 +95,15 @@ def test_downstream_counts_what_a_job_does(data, tmp_path, monkeypatch, protocol
         advance(self, at)
 
     monkeypatch.setattr(finetuning._Training, "advance", counting)
-    run = Run(FolderStore(tmp_path / "store"), "r", config(data))
+    more = [curve] if curve else []
+    run = Run(FolderStore(tmp_path / "store"), "r", config(data, *more))
     asked: Any = protocol
     downstream.run(run, dataset="breastmnist", init="random", protocol=asked, seed=0)
-    work = works(data)[protocol]
+    work = works(data, *more)[protocol]
     jobs = 3 * 2
     assert work.jobs == jobs
-    assert work.steps == jobs * len(steps)
+    if curve is None:  # the heads of a curve are trained side by side
+        assert work.steps == jobs * len(steps)
     assert work.trained == jobs * seen["trained"]
     assert work.encoded == jobs * seen["encoded"]
     assert work.encoders == (jobs if protocol == "finetune" else 0)

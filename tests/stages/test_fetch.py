@@ -138,6 +138,15 @@ def test_a_hint_names_a_folder_that_stays_and_is_looked_into(files, tmp_path, ca
     assert settle_data(store, config).data.phantoms == "never"
 
 
+def test_a_study_that_pretrains_nothing_needs_no_images_for_it(files, tmp_path):
+    config = load_config("smoke", ["study.methods=[]"], data_root=str(tmp_path))
+    for name in config.study.datasets:
+        shutil.copy(files / f"{name}.npz", tmp_path)
+    assert settle_data(FolderStore(tmp_path / "store"), config, offline=True).data.phantoms == "never"
+    both = load_config("smoke", data_root=str(tmp_path))
+    assert settle_data(FolderStore(tmp_path / "store"), both, offline=True).data.phantoms == "always"
+
+
 def test_offline_nothing_is_tried(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(download, "_download", lambda *_: pytest.fail("it downloads"))
     store = FolderStore(tmp_path / "store")
