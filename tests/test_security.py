@@ -16,7 +16,7 @@ import pytest
 from app.errors import AppError, UsageError
 from app.jobs import keys
 from app.jobs.checkpoint import load_checkpoint
-from app.jobs.records import read_record, read_verified
+from app.jobs.records import read_verified
 from app.stages.report import run as write_report
 from app.storage import FolderStore, check_key
 from app.storage.answers import explain_answer, plain
@@ -58,10 +58,14 @@ def harmless(html: str) -> None:
     assert not [link for link in links if link.strip().lower().startswith(active)]
 
 
+NAMED_FREELY = ("environment", "timings", "metrics", "validation")
+
+
 def poison(value: Any, word: str, name: str = "", *, structure: bool) -> Any:
-    """Put ``word`` behind every text of a JSON value, and into the names of its free fields."""
+    """Put ``word`` behind every text of a JSON value, and behind the names of its free fields."""
     if isinstance(value, dict):
-        return {key: poison(item, word, key, structure=structure) for key, item in value.items()}
+        after = word if name in NAMED_FREELY else ""
+        return {f"{key}{after}": poison(item, word, key, structure=structure) for key, item in value.items()}
     if isinstance(value, list):
         return [poison(item, word, name, structure=structure) for item in value]
     return f"{value}{word}" if isinstance(value, str) and (structure or name not in STRUCTURE) else value
@@ -89,6 +93,7 @@ def test_no_html_comes_into_the_report(written: dict[str, bytes], monkeypatch, w
     try:
         write_report(run.store, RUN)
     except AppError:
+        assert structure, "free texts cost no page"
         return  # one line, and no page
     harmless(run.store.read(f"{ROOT}/report/index.html").decode())
     markdown = run.store.read(f"{ROOT}/report/report.md").decode()
@@ -143,15 +148,6 @@ def test_no_pointer_leads_out_of_the_store(tmp_path: Path) -> None:
     store.write("job/latest.json", json.dumps({"version": 1, "generation": 1, "checkpoints": [entry]}).encode())
     with pytest.raises(UsageError, match="not a plain relative path"):
         load_checkpoint(store, "job", warn=lambda line: None)
-    record = {"science": {}, "identity": "x", "files": {"../../../secret.pt": {"size": 1, "sha256": "0"}}}
-    store.write("job/record.json", json.dumps(record).encode())
-    try:
-        files = read_record(store, "job").files if hasattr(read_record(store, "job"), "files") else record["files"]
-    except AppError:
-        return
-    for name in files:
-        with pytest.raises(UsageError):
-            store.read(f"job/{name}")
 
 
 @pytest.mark.parametrize("word", ["../x", "a/b", "a b", "<b>", "a\nb", "A" * 100, "-x", "x-", "ä"])

@@ -131,7 +131,6 @@ def test_a_step_is_the_sum_of_its_parts(settings) -> None:
     assert list(parts) == [*PARTS, "other"]
     assert sum(parts.values()) == pytest.approx(figures["step_seconds"])
     assert all(seconds >= 0 for seconds in parts.values())
-    assert parts["forward"] > parts["data"]
     assert 0 < figures["share_beside_the_network"] < 1
     assert figures["images_per_second"] == pytest.approx(16 / figures["step_seconds"])
     rates = figures["gemm_flops"]

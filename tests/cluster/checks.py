@@ -179,7 +179,9 @@ def parse(words: tuple[str, ...]) -> str | None:
             context = command.make_context(command.name or "app", rest, parent=context)
             if not hasattr(command, "resolve_command"):
                 return None
-            _, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+            if not (rest := [*context._protected_args, *context.args]):
+                return None if command.invoke_without_command else f"{command.name}: no command is named"
+            _, command, rest = command.resolve_command(context, rest)
     except typer.TyperException as error:
         return error.format_message()
 

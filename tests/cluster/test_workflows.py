@@ -45,8 +45,11 @@ def test_hera_loses_no_field(path: str) -> None:
     assert argo_problems(document, None) == []
 
 
-@pytest.mark.parametrize("folder", [None, crds()], ids=["hera", "crds"])
-def test_an_unknown_field_is_an_error(folder: Path | None) -> None:
+@pytest.mark.parametrize("by", ["hera", "crds"])
+def test_an_unknown_field_is_an_error(by: str) -> None:
+    folder = crds() if by == "crds" else None
+    if by == "crds" and folder is None:
+        pytest.skip("ARGO_CRDS names no folder of Argo's CRDs")
     [document] = load((ROOT / "workflows/full.yaml").read_text("utf-8"))
     document["spec"]["templates"][0]["dag"]["failfast"] = False
     assert any("failfast" in line for line in argo_problems(document, folder))

@@ -174,3 +174,8 @@ def test_a_stopped_study_continues_to_the_same_result(study, tmp_path, workers, 
     assert expected.keys() == got.keys()
     for folder, record in expected.items():
         assert record["metrics"] == got[folder]["metrics"], folder
+        names = [name for name in record["files"] if name.endswith("predictions.csv")]
+        assert names or folder.startswith("pretrain"), folder
+        assert [got[folder]["files"][n]["sha256"] for n in names] == [record["files"][n]["sha256"] for n in names], (
+            folder
+        )

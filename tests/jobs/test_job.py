@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -180,6 +181,20 @@ def test_69_when_patience_is_over(store: FolderStore, monkeypatch: pytest.Monkey
     with pytest.raises(StorageError, match="the disk is full") as caught:
         train()
     assert caught.value.exit_code == 69
+
+
+def test_checkpoints_are_saved_by_the_minute(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless steps are counted: ``runtime.checkpoint_minutes`` after the one before, and no sooner."""
+    clock = [1000.0]
+    monkeypatch.setattr("app.jobs.job.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with opened(store, "runtime.checkpoint_steps=null", "runtime.checkpoint_minutes=10") as job:
+        saved = []
+        for number, minutes in enumerate((4, 5.9, 0.2, 9.8, 0.3), 1):
+            clock[0] += 60 * minutes
+            step(job, number)
+            job.writer.flush()
+            saved.append(len(list(store.list(f"{FOLDER}/checkpoints"))))
+    assert saved == [0, 0, 1, 1, 2]
 
 
 def test_a_signal_while_storage_is_away_is_69_within_the_grace_period(

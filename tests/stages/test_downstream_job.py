@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from app.bench.step import noise
 from app.config import load_config
 from app.errors import CollapseError, InputError, Interrupted, UsageError
 from app.jobs import keys
@@ -27,9 +28,11 @@ from app.models.trained import load_trained
 from app.report.collect import parse_predictions
 from app.science import finetuning, metrics
 from app.science.finetuning import Labelled, predict, probabilities
+from app.science.pretraining import Trainer
 from app.stages import downstream
 from app.stages import run as study
 from app.stages.plan import plan as planned
+from app.stages.weights import initial_weights
 from app.storage import FolderStore
 from tests.checkpoints import save_checkpoint
 
@@ -49,6 +52,23 @@ def make_run(tmp_path: Path, phantoms: Path):
 
 def train(run: Run, protocol: Any) -> dict[str, Any]:
     return downstream.run(run, dataset="breastmnist", init="random", protocol=protocol, seed=0)
+
+
+def test_the_control_has_the_very_weights_that_byol_began_from(make_run):
+    """Of each seed, its BatchNorm's statistics too, and other ones of another seed."""
+    run = make_run("a")
+    config, states = run.config, []
+    for seed in (0, 1):
+        trainer = Trainer(
+            config.pretrain, config.network, config.augmentation("byol"), noise(config, 64, 1), seed=seed, device="cpu"
+        )
+        control = downstream.build_encoder(run, initial_weights(run, "random"), seed).plain_state()
+        for network in (trainer.model.online[0], trainer.model.target[0]):
+            began = network.plain_state()
+            assert began.keys() == control.keys()
+            assert all(torch.equal(began[name], value) for name, value in control.items())
+        states.append(control)
+    assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 def outcome(run: Run, record: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[str]]:

@@ -138,7 +138,7 @@ def test_of_sixteen_that_create_at_once_one_wins(store: Store) -> None:
     assert store.read("claim") == f"owner {wins.index(True)}".encode()
 
 
-def test_of_processes_that_replace_at_once_one_wins(store: Store) -> None:
+def test_of_threads_that_replace_at_once_one_wins(store: Store) -> None:
     version = store.create("claim", b"free")
     assert version
     with ThreadPoolExecutor(8) as pool:
