@@ -614,7 +614,9 @@ def test_templates_and_cron(s3: Store) -> None:
     try:
         words = [word for pair in TINY.items() for word in ("-p", "=".join(pair))]
         name = run("argo", "submit", "-n", "byol", "-o", "name", "--from", "workflowtemplate/byol-smoke", *words)
-        Study(name.strip()).succeeds(600)
+        study = Study(name.strip())
+        study.succeeds(600)
+        wait_until(lambda: "byol-med/hours" in (study.get()["metadata"].get("annotations") or {}), 120, study.tree)
         [cron] = objects("cronworkflows")
         assert cron["spec"]["workflowSpec"]["workflowTemplateRef"] == {"name": "byol-full"}
     finally:
