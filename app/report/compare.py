@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from app.report.collect import CellKey, Labels, Result, Study, mean_components
 from app.science.bootstrap import bootstrap_means
+from app.science.power import LEVEL
 from app.science.statistics import (
     Floats,
     Interval,
@@ -29,7 +30,6 @@ from app.science.statistics import (
 )
 
 RESAMPLES = 2000
-LEVEL = 0.05
 
 Verdict = Literal["better", "worse", "unsettled", "none", "unknown"]
 

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special  # scipy.stats takes half a second to load, and `plan` answers at once
 
+LEVEL = 0.05  # of a test, at which a difference is called settled
+
 
 @dataclass(frozen=True)
 class Variances:
@@ -79,7 +81,7 @@ def half_width(
     return np.asarray(np.sqrt(t**2 * spread + z**2 * common))
 
 
-def power(difference: float, variances: Variances, seeds: int, alpha: float = 0.05) -> float:
+def power(difference: float, variances: Variances, seeds: int, alpha: float = LEVEL) -> float:
     """Probability that ``mixed_interval`` settles a difference in its own direction.
 
     The mean is normal and independent of the variance over seeds, a multiple of a chi-squared: the
@@ -92,7 +94,7 @@ def power(difference: float, variances: Variances, seeds: int, alpha: float = 0.
     return float(np.mean(special.ndtr((difference - half) / error)))
 
 
-def detectable(variances: Variances, seeds: int, *, wanted: float = 0.8, alpha: float = 0.05) -> Detectable | None:
+def detectable(variances: Variances, seeds: int, *, wanted: float = 0.8, alpha: float = LEVEL) -> Detectable | None:
     """Return what ``seeds`` seeds can find out at ``alpha``, without a correction for many comparisons.
 
     None for one seed, or without variance: one seed cannot say how another would end.

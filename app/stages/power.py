@@ -6,7 +6,15 @@ import math
 from collections.abc import Iterator, Sequence
 
 from app.data import Dataset
-from app.science.power import Detectable, Variances, detectable, macro_variance, mean_variances, paired_variance
+from app.science.power import (
+    LEVEL,
+    Detectable,
+    Variances,
+    detectable,
+    macro_variance,
+    mean_variances,
+    paired_variance,
+)
 from app.science.protocols import PROTOCOLS
 from app.settings import Config
 from app.stages.budgets import budgets
@@ -17,7 +25,6 @@ AREA = 0.88  # AUROC
 CORRELATION = 0.8  # of two methods' AUROCs over the drawing of test images
 SEED = 0.02  # standard deviation of a paired difference over seeds
 DRAW = 0.04  # over the draws of one seed
-LEVEL = 0.05  # at which the report says that a difference is settled
 
 
 def expected(data: Dataset, draws: int | None) -> Variances:
