@@ -13,7 +13,7 @@ import typer
 
 from app.errors import MACHINE_ERRORS, AppError, Interrupted, UsageError, os_error
 from app.machine import enough_memory, keep_library_caches_writable, speak_plainly
-from app.runtime import SIGNALS, Stopped, stop_now
+from app.runtime import SIGNALS, Stopped, never_lost, stop_now
 
 
 def exit_code(command: Callable[[], int | None]) -> int:
@@ -23,7 +23,7 @@ def exit_code(command: Callable[[], int | None]) -> int:
     keep_library_caches_writable()
     previous = {number: signal.signal(number, stop_now) for number in SIGNALS}  # a training loop has its own
     try:
-        with enough_memory("pretrain.batch_size, or batch_size of the protocol"):
+        with never_lost(), enough_memory("pretrain.batch_size, or batch_size of the protocol"):
             code = command() or 0
             sys.stdout.flush()  # here, where a full disk can still be said
     except BrokenPipeError:  # whoever reads what we print has had enough: `| head`

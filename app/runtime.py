@@ -17,7 +17,7 @@ import sysconfig
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -228,6 +228,36 @@ def stop_now(number: int, _frame: FrameType | None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, lambda second, _: os._exit(128 + second))
     raise Stopped(signal.Signals(number).name)
+
+
+@contextlib.contextmanager
+def never_lost() -> Iterator[None]:
+    """Raise ``Stopped`` again where it is lost.
+
+    Python ignores what is raised in a callback of the garbage collector or of a weak reference. The import system has
+    one for each module, so that a signal in the first second, most of which is imports, would be in vain now and then.
+    """
+    hook, before = sys.unraisablehook, signal.getsignal(signal.SIGALRM)
+
+    def again(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, Stopped):
+            hook(lost)
+            return
+        name = str(lost.exc_value)
+
+        def raise_it(_number: int, _frame: FrameType | None) -> NoReturn:
+            raise Stopped(name)
+
+        signal.signal(signal.SIGALRM, raise_it)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)  # the callback is over by then
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        sys.unraisablehook = hook
 
 
 def end_with_the_parent(code: int) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import io
 import json
@@ -53,6 +54,7 @@ seeds = st.integers(0, 2**32 - 1)
 def most(*, afresh: bool = False) -> int:
     """Most memory that the process had, in bytes: since it began, or since it was last asked ``afresh``, on Linux."""
     if afresh:
+        ctypes.CDLL(None).malloc_trim(0)  # what is freed and kept would serve the next input unseen
         Path("/proc/self/clear_refs").write_text("5")  # else what another test took would hide what is taken here
     [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(peak) * 1024
@@ -62,8 +64,8 @@ def test_the_bound_bites() -> None:
     """Whatever the process had before."""
     for _ in range(2):
         before = most(afresh=True)
-        assert np.ones(MORE_MEMORY // 8).all()
-        assert most() - before > 0.9 * MORE_MEMORY
+        assert np.ones(MORE_MEMORY // 16).all()
+        assert most() - before > 0.9 * MORE_MEMORY / 2
 
 
 @pytest.fixture(autouse=True)
