@@ -190,9 +190,12 @@ def saved_sentence(title: str, one: Efficiency, method: str) -> str:
         return f"{said}; {why} no interval."
     few, many = f"fewer than {count(fewest)}", f"more than {count(most)}"
     low, high = (few if end == 0 else many if math.isinf(end) else count(end) for end in (needed.low, needed.high))
-    settled = any(one.k in labels for labels in one.settled(method))
+    reading = ""
+    if not any(one.k in labels for labels in one.settled(method)):
+        apart = needed.low > needed.labels or needed.high < needed.labels
+        reading = f"; not settled{' after the correction for all numbers of labels' if apart else ''}"
     ends = low if low == high else f"{low} to {high}"
-    return f"{said} (95 %: it needs {ends}{'' if settled else '; not settled'})."
+    return f"{said} (95 %: it needs {ends}{reading})."
 
 
 def _saved(labels: float) -> str:

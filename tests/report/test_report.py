@@ -1072,6 +1072,8 @@ def test_the_verdict_says_where_labels_are_saved_and_lost(analysis: Analysis) ->
         "On BreastMNIST, few-shot (frozen): 40 labels with BYOL do more than 200, the most that were tried, from the "
         "Random start (95 %: it needs 30 to more than 200; not settled)."
     ]
+    [_, apart] = labels_verdict(analysis.study, [one("breastmnist", byol=(60, 90))])
+    assert apart.endswith("(95 %: it needs 60 to 90; not settled after the correction for all numbers of labels).")
     [_, below] = labels_verdict(analysis.study, [one("breastmnist", ([], [40.0]), byol=(0, 0))])
     assert below == (
         "On BreastMNIST, few-shot (frozen): 40 labels with BYOL do what 2, the fewest that were tried, or fewer do "
