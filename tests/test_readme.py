@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from app import cli
 from app.cluster.argo import read_workflow
 from app.config import load_config, presets
 from app.jobs.checkpoint import dump_weights
@@ -51,6 +53,15 @@ def test_there_are_commands_to_check():
 def test_command_parses(line):
     """With its values, and all that it has to name."""
     assert parse(tuple(shlex.split(line))) is None
+
+
+@pytest.mark.parametrize("line", commands())
+def test_the_help_of_a_command_has_an_example(line, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["app", *shlex.split(line)[3:], "--help"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0, capsys.readouterr().err
+    assert "Example:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from app.report.collect import CellKey, Labels, Result, Study, mean_components
 from app.science.bootstrap import bootstrap_means
-from app.science.power import LEVEL
+from app.science.power import LEVEL, baseline_of, compared
 from app.science.statistics import (
     Floats,
     Interval,
@@ -120,20 +120,16 @@ class Analysis:
     @cached_property
     def baseline(self) -> str | None:
         """The method that others are compared with: random if the study has it, else imagenet."""
-        return next((m for m in ("random", "imagenet") if m in self.study.methods), None)
+        return baseline_of(self.study.methods)
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
         """Every method minus the baseline, and BYOL+ minus BYOL, where both cells have a finished job."""
-        methods = self.study.methods
-        pairs = [(m, self.baseline) for m in methods if self.baseline and m != self.baseline]
-        if {"byol", "byol_plus"} <= set(methods):
-            pairs.append(("byol_plus", "byol"))
         found = [
             self._compare(dataset, protocol, method, baseline)
             for dataset in self.study.datasets
             for protocol in self.study.protocols(dataset)
-            for method, baseline in pairs
+            for method, baseline in compared(self.study.methods)
             if self.results(dataset, protocol, method) and self.results(dataset, protocol, baseline)
         ]
         adjusted = holm([c.joint.p if c.joint else math.nan for c in found])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from app.report.blocks import Block
 from app.report.collect import CellKey
-from app.report.compare import Analysis
+from app.report.compare import Analysis, seed_means
 from app.report.efficiency import FEWEST
 from app.report.names import MINUS, mean_and_half_width, method_name, number, protocol_name, signed, span
 from app.report.style import INK, WIDEST, canvas_of, finish, legend, look, others_of
@@ -24,12 +24,10 @@ Floats = NDArray[np.float64]
 
 def by_seed(analysis: Analysis, key: CellKey) -> dict[int, Floats]:
     """AUROC of each seed's models that were judged, (kinds, 1 + LEVELS): as the images are, then at each strength."""
-    found: dict[int, list[Floats]] = {}
-    for result in analysis.results(*key):
-        if result.robustness is not None:
-            clean, worse = result.robustness.metrics["auroc"], result.robustness.auroc
-            found.setdefault(result.record.seed, []).append(np.array([(clean, *worse[kind]) for kind in STRENGTHS]))
-    return {seed: np.mean(models, axis=0) for seed, models in sorted(found.items())}
+    judged = [(r.record.seed, r.robustness) for r in analysis.results(*key) if r.robustness is not None]
+    seeds = [seed for seed, _ in judged]
+    areas = [[(found.metrics["auroc"], *found.auroc[kind]) for kind in STRENGTHS] for _, found in judged]
+    return dict(zip(sorted(set(seeds)), seed_means(seeds, areas), strict=True))
 
 
 def losses(areas: Floats) -> Floats:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from app.report.collect import Labels, Result, Scores, mean_components
-from app.report.compare import Analysis
+from app.report.compare import Analysis, seed_means
 from app.report.names import method_name, number, protocol_name
 from app.report.table import Cell, Column, Row, Table
 from app.science.metrics import MULTI_LABEL
@@ -55,14 +55,16 @@ def area_within(y: Labels, draws: Sequence[tuple[int, Sequence[Scores]]], patien
         draws: seed and scores of these images, (N, C) each, by job.
         patients: whose each image is, (N,).
     """
-    seeds = sorted({seed for seed, _ in draws})
-    found = [[mean_components(y, scores) for own, scores in draws if own == seed] for seed in seeds]
-    areas = [float(np.mean([area for area, _ in jobs])) for jobs in found]
-    covariance = image_covariance(y, np.stack([np.mean([own for _, own in j], axis=0) for j in found]), patients)
-    if len(seeds) > 1:
+    seeds = [seed for seed, _ in draws]
+    areas, components = (
+        seed_means(seeds, part) for part in zip(*(mean_components(y, s) for _, s in draws), strict=True)
+    )
+    covariance = image_covariance(y, components, patients)
+    if len(areas) > 1:
         return mixed_interval(areas, shared_covariance(covariance))
     half = float(stats.norm.ppf(0.975)) * math.sqrt(max(float(covariance[0, 0]), 0.0))  # a NaN stays one
-    return Interval(areas[0], areas[0] - half, areas[0] + half, len(y))
+    area = float(areas[0])
+    return Interval(area, area - half, area + half, len(y))
 
 
 def subgroups_table(analysis: Analysis) -> Table:

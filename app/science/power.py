@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,18 @@ class Detectable:
 
     settled: float
     found: float
+
+
+def baseline_of(methods: Collection[str]) -> str | None:
+    """Return the control that the other methods are compared with: random if it is there, else imagenet."""
+    return next((m for m in ("random", "imagenet") if m in methods), None)
+
+
+def compared(methods: Collection[str]) -> list[tuple[str, str]]:
+    """Return which methods a report subtracts from which: every one minus the control, and BYOL+ minus BYOL."""
+    baseline = baseline_of(methods)
+    pairs = [(m, baseline) for m in methods if baseline and m != baseline]
+    return [*pairs, ("byol_plus", "byol")] if {"byol", "byol_plus"} <= set(methods) else pairs
 
 
 def mean_variances(found: Sequence[Variances]) -> Variances:

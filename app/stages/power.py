@@ -10,6 +10,7 @@ from app.science.power import (
     LEVEL,
     Detectable,
     Variances,
+    compared,
     detectable,
     macro_variance,
     mean_variances,
@@ -62,10 +63,7 @@ def curve_lines(config: Config, labelled: Sequence[Dataset]) -> Iterator[str]:
 def comparisons(config: Config) -> int:
     """How many comparisons the report will make, for which Holm's correction is."""
     study = config.study
-    methods = {*study.baselines, *study.methods}
-    pairs = len(methods) - 1 if {"random", "imagenet"} & methods else 0
-    pairs += {"byol", "byol_plus"} <= methods
-    return pairs * len(study.datasets) * len(study.protocols)
+    return len(compared({*study.baselines, *study.methods})) * len(study.datasets) * len(study.protocols)
 
 
 def power_lines(config: Config, labelled: Sequence[Dataset], pilot: dict[tuple[str, str], Variances]) -> Iterator[str]:

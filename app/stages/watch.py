@@ -6,6 +6,7 @@ sets no bound either.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -27,7 +28,7 @@ NODE = "workflows.argoproj.io/node-name"
 ENDED = "workflows.argoproj.io/completed=true,app.kubernetes.io/part-of=byol-med"
 HOURS = "byol-med/hours"  # the annotation of a workflow that is accounted for
 WHY = "byol-med/why"  # the annotation that `python -m app submit` reads
-DEFAULT_MINUTES = "60"
+DEFAULT_MINUTES = 60.0
 GIVING_UP = 120.0  # seconds that the exit handler of a stopped workflow has to start
 
 
@@ -132,11 +133,11 @@ def account(api: Api, open_store: Callable[[str], Store], store: str) -> list[st
 
 def _minutes(parameters: dict[str, str]) -> float:
     """How long a workflow's pods may be pending: the default where the value, which its first pod refuses, is none."""
-    try:
+    with contextlib.suppress(ValueError):
         minutes = float(parameters.get("pending-minutes", DEFAULT_MINUTES))
-    except ValueError:
-        return float(DEFAULT_MINUTES)
-    return minutes if math.isfinite(minutes) else float(DEFAULT_MINUTES)
+        if math.isfinite(minutes):
+            return minutes
+    return DEFAULT_MINUTES
 
 
 def hours_of(workflow: dict[str, Any]) -> dict[str, float]:
