@@ -214,7 +214,12 @@ class Stopped(BaseException):
 
     No Exception, because libraries catch those: to botocore any in the midst of a request is a connection that
     failed, and would be tried again.
+
+    Attributes:
+        came: name of the signal that was raised within ``never_lost``; None before there was one.
     """
+
+    came: str | None = None
 
 
 def stop_now(number: int, _frame: FrameType | None) -> NoReturn:
@@ -227,33 +232,44 @@ def stop_now(number: int, _frame: FrameType | None) -> NoReturn:
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, lambda second, _: os._exit(128 + second))
-    raise Stopped(signal.Signals(number).name)
+    name = signal.Signals(number).name
+    if signal.getsignal(signal.SIGALRM) is _raise_again:
+        Stopped.came = name
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+    raise Stopped(name)
+
+
+def _raise_again(_number: int, _frame: FrameType | None) -> None:
+    """Raise what a signal raised once more, unless what runs now does so because of it: a ``finally``, say."""
+    error = sys.exc_info()[1]
+    while error is not None:
+        if isinstance(error, Stopped):
+            return
+        error = error.__context__
+    raise Stopped(Stopped.came)
 
 
 @contextlib.contextmanager
 def never_lost() -> Iterator[None]:
-    """Raise ``Stopped`` again where it is lost.
+    """Raise ``Stopped`` until it arrives here.
 
-    Python ignores what is raised in a callback of the garbage collector or of a weak reference. The import system has
-    one for each module, so that a signal in the first second, most of which is imports, would be in vain now and then.
+    Python ignores what is raised in a callback of the garbage collector or of a weak reference; the import system has
+    one for each module. Compiled code that calls Python may drop it too, or make an error of its own of it, as pydantic
+    does while a class is built. Most of a command's first second is such code.
+
+    Raises:
+        Stopped: a signal came, whatever became of it.
     """
     hook, before = sys.unraisablehook, signal.getsignal(signal.SIGALRM)
-
-    def again(lost: sys.UnraisableHookArgs) -> None:
-        if not isinstance(lost.exc_value, Stopped):
-            hook(lost)
-            return
-        name = str(lost.exc_value)
-
-        def raise_it(_number: int, _frame: FrameType | None) -> NoReturn:
-            raise Stopped(name)
-
-        signal.signal(signal.SIGALRM, raise_it)
-        signal.setitimer(signal.ITIMER_REAL, 0.01)  # the callback is over by then
-
-    sys.unraisablehook = again
+    Stopped.came = None
+    sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, Stopped) else hook(lost)
+    signal.signal(signal.SIGALRM, _raise_again)
     try:
         yield
+    except Exception as error:
+        if Stopped.came is None:
+            raise
+        raise Stopped(Stopped.came) from error
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

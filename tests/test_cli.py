@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -150,8 +151,7 @@ def test_a_bug_exits_with_70(call, monkeypatch):
     assert "this is a bug" in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_in_a_callback_is_not_lost(call, monkeypatch, number):
+def in_a_callback(number: int) -> None:
     """Python ignores what is raised in one; the import system has one for each module."""
 
     class Held: ...
@@ -161,17 +161,48 @@ def test_a_signal_in_a_callback_is_not_lost(call, monkeypatch, number):
         for _ in range(100):  # it is handled in here
             pass
 
-    def listed(*_: object) -> None:
-        held = Held()
-        kept = weakref.ref(held, come)
-        del held
-        time.sleep(10)
-        pytest.fail(f"lost: {kept}")
+    held = Held()
+    kept = weakref.ref(held, come)
+    del held
+    time.sleep(10)
+    pytest.fail(f"lost: {kept}")
 
-    monkeypatch.setattr("app.stages.listing.list_store", listed)
+
+def dropped(number: int) -> None:
+    """As compiled code does that clears errors."""
+    with contextlib.suppress(BaseException):
+        signal.raise_signal(number)
+    time.sleep(10)
+    pytest.fail("lost")
+
+
+def another_error(number: int) -> None:
+    """As pydantic does: its words, and no trace of what they are about."""
+    with contextlib.suppress(BaseException):
+        signal.raise_signal(number)
+    raise ValueError("cannot build a schema")
+
+
+def tidied_up(number: int) -> None:
+    """What a signal ends may take its time to tidy up."""
+    try:
+        signal.raise_signal(number)
+        pytest.fail("went on")
+    finally:
+        for _ in range(35):
+            time.sleep(0.01)
+        Path("tidied").touch()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("meanwhile", [in_a_callback, dropped, another_error, tidied_up])
+def test_a_signal_is_not_lost(call, monkeypatch, tmp_path, meanwhile, number):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("app.stages.listing.list_store", lambda *_: meanwhile(number))
     hook, before = sys.unraisablehook, signal.getsignal(signal.SIGALRM)
     code, out, err = call("ls")
     assert (code, out, errors(err)) == (75, "", [f"error: {number.name}: stopped; run the same command again"])
+    assert Path("tidied").exists() == (meanwhile is tidied_up)
     assert (sys.unraisablehook, signal.getsignal(signal.SIGALRM)) == (hook, before)
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 

@@ -20,7 +20,7 @@ from app.jobs.run import Run
 from app.machine import cores
 from app.progress import Progress
 from app.report.summary import ReportSummary
-from app.runtime import SIGNALS, Stopped, StopRequest, end_with_the_parent, stop_now
+from app.runtime import SIGNALS, Stopped, StopRequest, end_with_the_parent, never_lost, stop_now
 from app.science.distributed import started_by_torchrun
 from app.settings import Config
 from app.stages import downstream, pretrain, report
@@ -267,10 +267,11 @@ def _run_remote(address: str, run_id: str, config: dict[str, Any], args: Sequenc
         raise Interrupted("stopped; run the same command again")
     _Worker.working = True
     try:
-        settings = parse_config(config, where="the runner")
-        store = open_store(address, warn=Progress("store").say)
-        store.patience.seconds = 60 * settings.runtime.patience_minutes
-        run_job(Run(store, run_id, settings), args, False)
+        with never_lost():
+            settings = parse_config(config, where="the runner")
+            store = open_store(address, warn=Progress("store").say)
+            store.patience.seconds = 60 * settings.runtime.patience_minutes
+            run_job(Run(store, run_id, settings), args, False)
     except Stopped as stop:
         raise Interrupted(f"{stop}: stopped; run the same command again") from None
     finally:
