@@ -102,7 +102,7 @@ def test_multiplications_that_touch_data(convolution: nn.Conv2d, size: int) -> N
 
 
 def test_useful_multiplications_are_three_passes_online_and_one_of_the_target() -> None:
-    config = load_config("recommended")
+    config = load_config("recommended", ["network.stem=stock"])
     # 17,859,584 of a gray image in the encoder, by hand: 28 px become maps of 14, 7, 7, 4, 2 and 1
     maps = {(7, 64, 64, 3, 1): 4, (7, 64, 128, 3, 2): 1, (7, 64, 128, 1, 2): 1, (4, 128, 128, 3, 1): 3,
             (4, 128, 256, 3, 2): 1, (4, 128, 256, 1, 2): 1, (2, 256, 256, 3, 1): 3, (2, 256, 512, 3, 2): 1,
@@ -113,7 +113,7 @@ def test_useful_multiplications_are_three_passes_online_and_one_of_the_target() 
     assert encoder == 17_859_584
     projector, predictor = 512 * 4096 + 4096 * 256, 256 * 4096 + 4096 * 256
     assert useful_multiplications(config, 1) == 2 * (3 * (encoder + projector + predictor) + encoder + projector)
-    linear = load_config("recommended", ["network.predictor=linear"])
+    linear = load_config("recommended", ["network.stem=stock", "network.predictor=linear"])
     assert useful_multiplications(linear, 1) == 2 * (3 * (encoder + projector + 256 * 256) + encoder + projector)
     colour = useful_multiplications(config, 3) - useful_multiplications(config, 1)
     assert colour == 2 * 4 * 2 * touching(nn.Conv2d(1, 64, 7, 2, 3), 28)

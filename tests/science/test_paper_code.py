@@ -23,7 +23,7 @@ from app.science.protocols import PROTOCOLS, protocol_of
 from app.settings import Augmentation
 from tests import small
 
-VIEWS = load_config("recommended").augmentation("byol_plus")
+VIEWS = load_config("recommended", ["views.blur=0.5"]).augmentation("byol_plus")
 STILL = {
     "crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": 0.0, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0,
     "contrast": 0.0, "brightness": 0.0, "cutout": 0.0,

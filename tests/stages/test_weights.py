@@ -103,7 +103,7 @@ def test_weights_in_a_bucket_are_read_by_their_uri(tmp_path, s3_environment, mon
     store = open_store(f"s3://{s3_environment.bucket}/{secrets.token_hex(4)}{options}")
     store.write("a/encoder.safetensors", dump_weights(Encoder().plain_state(), {}))
     uri = f"{store.uri}/a/encoder.safetensors"
-    config = load_config("recommended")
+    config = load_config("recommended", ["network.stem=stock"])
     ours = initial_weights(Run(store, "r", config), uri)
     assert ours.name == initial_weights(Run(FolderStore(tmp_path), "r", config), uri + options).name
     assert ours.name == initial_weights(Run(store, "r", config), "a/encoder.safetensors").name
