@@ -16,11 +16,16 @@ from app.report.efficiency import Efficiency, count, saved_sentence
 from app.report.names import listed, method_name, number, sentence
 from app.science.protocols import PROTOCOLS
 
+SHOWN = 3  # settled comparisons of a kind that the findings spell out
+
 
 def lead(analysis: Analysis, found: Sequence[Efficiency] = ()) -> list[str]:
-    """The findings in a few sentences for people who read nothing else: labels saved first."""
+    """The findings in a few sentences for people who read nothing else: labels saved first, if that is settled."""
     study = analysis.study
-    lines = [*labels_verdict(study, found), *_comparisons(analysis), *models_to_take(analysis)]
+    labels, comparisons = labels_verdict(study, found), _comparisons(analysis)
+    sure = any(any(one.settled(method)) for one in found for method in one.methods)
+    lines = labels + comparisons if sure else comparisons + labels
+    lines += models_to_take(analysis)
     lines += [
         f"Beware. {shared} What BYOL and BYOL+ gain there is no evidence for images that they have not seen."
         for shared in study.overlaps.values()
@@ -59,7 +64,7 @@ def _places(study: Study, settled: Sequence[tuple[Efficiency, str, Sequence[floa
 
 
 def _comparisons(analysis: Analysis) -> list[str]:
-    """How many comparisons with the baseline came out how, and the greatest of those that are settled."""
+    """How many comparisons with the baseline came out how, and those that are settled, the greatest first."""
     study, main = analysis.study, list(analysis.against_baseline.values())
     if not study.cells:
         return ["No downstream job has finished yet, so there is nothing to compare."]
@@ -75,11 +80,11 @@ def _comparisons(analysis: Analysis) -> list[str]:
     said = ", ".join(f"{number} {words}" for words, number in told.items() if number)
     plural = "s" if len(main) > 1 else ""
     lines = [f"{len(main)} comparison{plural} with the {method_name(analysis.baseline or '')} start: {said}."]
-    settled = sorted((c for c in main if c.verdict in ("better", "worse")), key=lambda c: c.difference)
-    if settled and settled[-1].verdict == "better":
-        lines.append(f"Largest gain. {sentence(study, settled[-1])}")
-    if settled and settled[0].verdict == "worse":
-        lines.append(f"Largest loss. {sentence(study, settled[0])}")
+    for word, verdict in (("It helps.", "better"), ("It hurts.", "worse")):
+        settled = sorted((c for c in main if c.verdict == verdict), key=lambda c: -abs(c.difference))
+        lines += [f"{word} {sentence(study, comparison)}" for comparison in settled[:SHOWN]]
+        if len(settled) > SHOWN:
+            lines.append(f"{word} {len(settled) - SHOWN} more: see “Differences”.")
     return lines
 
 

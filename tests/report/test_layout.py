@@ -98,6 +98,21 @@ def test_data_of_both_kinds_keep_the_columns_of_the_known_ones():
     assert "lesions" not in text[text.index("## Beside the paper") : text.index("## ROC")]
 
 
+def judged(own, monkeypatch, **values):
+    """An analysis of so many comparisons, each with its own of the values."""
+    analysis = Analysis(collect(own.store, RUN))
+    one = next(iter(Analysis(analysis.study).against_baseline.values()))
+    fields = {
+        name: getattr(one, name) for name in ("protocol", "method", "baseline", "seeds", "images", "joint", "adjusted")
+    }
+    own_values = {name: property(lambda self, each=each: each[int(self.dataset)]) for name, each in values.items()}
+    made = type("Judged", (type(one),), own_values)
+    count = len(next(iter(values.values())))
+    every = {(str(i), "finetune", "byol"): made(dataset=str(i), **fields) for i in range(count)}
+    monkeypatch.setattr(Analysis, "against_baseline", every)
+    return analysis
+
+
 @pytest.mark.parametrize(
     ("verdicts", "said"),
     [
@@ -112,15 +127,15 @@ def test_data_of_both_kinds_keep_the_columns_of_the_known_ones():
     ],
 )
 def test_the_findings_are_counted_in_a_sentence(own, monkeypatch, verdicts, said):
-    analysis = Analysis(collect(own.store, RUN))
-    one = next(iter(Analysis(analysis.study).against_baseline.values()))
+    first, *others = lead(judged(own, monkeypatch, verdict=verdicts))
+    assert first == said
+    assert [line.partition(" On ")[0] for line in others if line.startswith("It ")] == [
+        {"better": "It helps.", "worse": "It hurts."}[verdict] for verdict in verdicts if verdict in ("better", "worse")
+    ]
 
-    class Judged(type(one)):
-        verdict = property(lambda self: verdicts[int(self.dataset)])
 
-    fields = {
-        name: getattr(one, name) for name in ("protocol", "method", "baseline", "seeds", "images", "joint", "adjusted")
-    }
-    judged = {(str(i), "finetune", "byol"): Judged(dataset=str(i), **fields) for i in range(len(verdicts))}
-    monkeypatch.setattr(Analysis, "against_baseline", judged)
-    assert lead(analysis)[0] == said
+def test_the_findings_spell_out_the_greatest_of_what_is_settled(own, monkeypatch):
+    lines = lead(judged(own, monkeypatch, verdict=["better"] * 4, difference=[0.01, 0.04, 0.02, 0.05]))
+    helps = [line for line in lines if line.startswith("It helps.")]
+    assert [line.split("=")[1].split()[0] for line in helps[:-1]] == ["+0.050", "+0.040", "+0.020"]
+    assert helps[-1] == "It helps. 1 more: see “Differences”."
