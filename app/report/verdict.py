@@ -64,7 +64,7 @@ def _places(study: Study, settled: Sequence[tuple[Efficiency, str, Sequence[floa
 
 
 def _comparisons(analysis: Analysis) -> list[str]:
-    """How many comparisons with the baseline came out how, and those that are settled, the greatest first."""
+    """The comparisons with the baseline that are settled, the greatest first, and how many came out how."""
     study, main = analysis.study, list(analysis.against_baseline.values())
     if not study.cells:
         return ["No downstream job has finished yet, so there is nothing to compare."]
@@ -79,13 +79,13 @@ def _comparisons(analysis: Analysis) -> list[str]:
     }
     said = ", ".join(f"{number} {words}" for words, number in told.items() if number)
     plural = "s" if len(main) > 1 else ""
-    lines = [f"{len(main)} comparison{plural} with the {method_name(analysis.baseline or '')} start: {said}."]
-    for word, verdict in (("It helps.", "better"), ("It hurts.", "worse")):
+    lines = []
+    for word, verdict in (("Pretraining helps.", "better"), ("Pretraining hurts.", "worse")):
         settled = sorted((c for c in main if c.verdict == verdict), key=lambda c: -abs(c.difference))
         lines += [f"{word} {sentence(study, comparison)}" for comparison in settled[:SHOWN]]
         if len(settled) > SHOWN:
             lines.append(f"{word} {len(settled) - SHOWN} more: see “Differences”.")
-    return lines
+    return [*lines, f"{len(main)} comparison{plural} with the {method_name(analysis.baseline or '')} start: {said}."]
 
 
 @dataclass(frozen=True)
