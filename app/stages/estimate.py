@@ -21,7 +21,7 @@ from app.science.protocols import Protocol, protocol_of
 from app.settings import Config, FewShotRecipe, Recipe
 from app.stages.budgets import trials
 
-VERSION = 1  # of what is measured; another one forgets what was kept
+VERSION = 2  # of what is measured; another one forgets what was kept
 WORTHWHILE = 500  # steps of a study that a measurement of a few seconds pays for
 
 
@@ -33,6 +33,7 @@ class Rates:
         pretrain: images a second through a pretraining step.
         train: images a second through a fine-tuning step.
         encode: images a second through the encoder in evaluation mode.
+        head: steps a second of a linear layer on features, its validation included.
         pretrain_memory: bytes that a pretraining takes, but for its images.
         train_memory: likewise of a fine-tune.
         encoder: bytes of an encoder's file.
@@ -42,6 +43,7 @@ class Rates:
     pretrain: float
     train: float
     encode: float
+    head: float
     pretrain_memory: float
     train_memory: float
     encoder: float
@@ -59,6 +61,7 @@ class Work:
         pretrained: images that go through pretraining steps, all jobs and epochs together.
         trained: through fine-tuning steps.
         encoded: through the encoder in evaluation mode.
+        heads: steps of linear layers alone.
         resident: bytes of images that a job holds at most.
         encoders: files of encoders, or of whole models, that stay.
     """
@@ -69,12 +72,14 @@ class Work:
     pretrained: int = 0
     trained: int = 0
     encoded: int = 0
+    heads: int = 0
     resident: int = 0
     encoders: int = 0
 
     def seconds(self, rates: Rates) -> float:
         """How long the jobs take, one after the other."""
-        return self.pretrained / rates.pretrain + self.trained / rates.train + self.encoded / rates.encode
+        images = self.pretrained / rates.pretrain + self.trained / rates.train + self.encoded / rates.encode
+        return images + self.heads / rates.head
 
     def memory(self, rates: Rates) -> float:
         """Bytes that a job takes at most."""
@@ -104,14 +109,16 @@ def work_of(config: Config, labelled: list[Dataset], unlabelled: Unlabelled | No
         kind = protocol_of(name, recipe)
         jobs = inits * len(study.seeds)
         counts = [_passes(kind, recipe, data) for data in labelled]
+        steps = jobs * sum(steps for steps, _, _ in counts)
         kept = not kind.frozen and config.runtime.keep_models in ("all", name)
         stages.append(
             Work(
                 name,
                 jobs * len(labelled),
-                jobs * sum(steps for steps, _, _ in counts),
+                steps,
                 trained=jobs * sum(trained for _, trained, _ in counts),
                 encoded=jobs * sum(encoded for _, _, encoded in counts),
+                heads=steps if kind.frozen else 0,
                 resident=max(
                     (sum(split.images.nbytes for split in data.splits.values()) for data in labelled), default=0
                 ),

@@ -14,9 +14,10 @@ from app.data import Unlabelled
 from app.progress import Progress
 from app.runtime import choose_device, prepare
 from app.science.byol import build_optimizer
-from app.science.finetuning import INFERENCE_PIXELS, encode, task_loss
+from app.science.finetuning import INFERENCE_PIXELS, Labelled, encode, fit, task_loss
 from app.science.metrics import BINARY
 from app.science.networks import Classifier, Encoder, normalise, to_float
+from app.science.protocols import protocol_of
 from app.settings import Config
 from app.stages.estimate import Rates
 from app.stages.pretrain import build_trainer
@@ -78,11 +79,35 @@ def measure_rates(config: Config, channels: int) -> Rates:
         pretrain=pretrain,
         train=train,
         encode=len(few) / _timed(lambda: encode(classifier.encoder, few), device),
+        head=_head_steps(classifier, config, device),
         pretrain_memory=before + grown,
         train_memory=before + grown / 2,  # one pass with its gradient, where pretraining has two and a second network
         encoder=encoder,
         checkpoint=checkpoint,
     )
+
+
+def _head_steps(classifier: Classifier, config: Config, device: str) -> float:
+    """Steps a second of a linear layer on features of noise; the batches are those of few shots."""
+    recipe = config.protocols.linear_probe.model_copy(update={"batch_size": 32, "epochs": 2})
+    few = Labelled(
+        images=torch.zeros(512, 1, 1, dtype=torch.uint8, device=device),
+        labels=torch.arange(512, device=device)[:, None] % 2,
+        features=torch.randn(512, classifier.head.in_features, device=device),
+    )
+
+    def train() -> None:
+        fit(
+            classifier,
+            few,
+            few,
+            protocol=protocol_of("linear_probe", recipe),
+            recipe=recipe,
+            task=BINARY,
+            key=("rates",),
+        )
+
+    return recipe.epochs * 512 / recipe.batch_size / _timed(train, device)
 
 
 def _timed(step: Callable[[], object], device: str) -> float:

@@ -31,7 +31,7 @@ SETTINGS = [
     "network.projection=8", "runtime.keep_models=finetune",
 ]  # fmt: skip
 RATES = Rates(
-    pretrain=10, train=100, encode=1000, pretrain_memory=2e9, train_memory=1e9, encoder=45e6, checkpoint=250e6
+    pretrain=10, train=100, encode=1000, head=50, pretrain_memory=2e9, train_memory=1e9, encoder=45e6, checkpoint=250e6
 )
 
 
@@ -104,6 +104,7 @@ def test_downstream_counts_what_a_job_does(data, tmp_path, monkeypatch, protocol
     assert work.jobs == jobs
     if curve is None:  # the heads of a curve are trained side by side
         assert work.steps == jobs * len(steps)
+    assert work.heads == (work.steps if protocol in ("linear_probe", "few_shot_frozen") else 0)
     assert work.trained == jobs * seen["trained"]
     assert work.encoded == jobs * seen["encoded"]
     assert work.encoders == (jobs if protocol == "finetune" else 0)
@@ -113,7 +114,7 @@ def test_lines_add_up(data):
     stages = list(works(data).values())
     lines = estimate_lines(config(data), stages, RATES)
     assert len(lines) == 1 + 4 + 1
-    seconds = sum(w.pretrained / 10 + w.trained / 100 + w.encoded / 1000 for w in stages)
+    seconds = sum(w.pretrained / 10 + w.trained / 100 + w.encoded / 1000 + w.heads / 50 for w in stages)
     files = 4 + 6 + 2  # encoders, models of finetune, random starts of frozen protocols
     assert f"{sum(w.jobs for w in stages)} jobs" in lines[-1]
     assert f"about {duration(seconds)} one job after the other, 2.0 GB of memory at most" in lines[-1]
@@ -165,6 +166,7 @@ def test_a_measurement_is_of_real_steps(data, monkeypatch, channels):
     rates = measure_rates(config(data), channels)
     assert 0 < rates.pretrain < rates.encode
     assert rates.train > 0
+    assert rates.head > 0
     assert 1e8 < rates.train_memory <= rates.pretrain_memory
     encoder = sum(value.nbytes for value in Encoder().plain_state().values())
     network = BYOL(Encoder(), projector_hidden=16, predictor_hidden=16, projection=8)
