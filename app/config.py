@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from app.errors import UsageError
 from app.machine import as_text
-from app.settings import Config, Search, Section
+from app.settings import Config, Network, Search, Section
 
 
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,6 +136,19 @@ def _as_json(tree: Mapping[str, Any], where: str) -> str:
         raise UsageError(
             f"{where}: settings are names with plain values, and do not hold themselves ({error})"
         ) from error
+
+
+def check_imagenet(network: Network) -> None:
+    """See that a network can start from ImageNet's weights.
+
+    Raises:
+        UsageError: they fit another stem.
+    """
+    if network.stem != "stock":
+        raise UsageError(
+            f"network.stem={network.stem}: ImageNet weights need the stock stem; use --set network.stem=stock, "
+            "or leave imagenet out of study.baselines and network.init"
+        )
 
 
 def identity(value: Mapping[str, Any]) -> str:

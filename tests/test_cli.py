@@ -101,6 +101,11 @@ WRONG = {
     "missing option": (["pretrain", "--method", "byol"], 2, "--run-id"),
     "unknown method": (["pretrain", "--run-id", "r", "--method", "simclr"], 2, "--method simclr: unknown"),
     "unknown preset": (["plan", "--preset", "recomended"], 2, "did you mean 'recommended'"),
+    "ImageNet without its stem": (
+        ["plan", "--set", "study.baselines=[random,imagenet]"],
+        2,
+        "network.stem=middle: ImageNet weights need the stock stem; use --set network.stem=stock",
+    ),
     "preset file missing": (["plan", "--preset", "none.yaml"], 2, "cannot read it"),
     "unknown key": (["plan", "--set", "pretrain.epoch=3"], 2, "did you mean 'epochs'"),
     "wrong type": (["plan", "--set", "pretrain.epochs=ten"], 2, "pretrain.epochs: input should be a valid integer"),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from app.config import difference, identity
+from app.config import check_imagenet, difference, identity
 from app.data import Dataset, Unlabelled, catalog, class_members, few_shot_draw, say_overlap, shared_test_images
 from app.data.own import near_test_images
 from app.errors import InputError, UsageError
@@ -71,7 +71,7 @@ def plan(
 
     Raises:
         InputError: data are missing or damaged, real and synthetic mixed, or overlap although they must not.
-        UsageError: k is larger than a class, or the name is taken by another experiment.
+        UsageError: k is larger than a class, ImageNet's weights fit another stem, or the name is another experiment's.
     """
     once = partial(_plan_once, store, config, run_id, overwrite, strict_overlap, pilot, measure)
     while (run := once()) is None:
@@ -91,6 +91,8 @@ def _plan_once(
     """Plan a run; None if somebody else has planned it since this began, whose jobs it would have lost."""
     if run_id and not overwrite:
         config = agreed(store, run_id, config)  # before anything is downloaded
+    if "imagenet" in (config.network.init, *config.study.baselines):
+        check_imagenet(config.network)
     config = settle_data(store, config)
     draft = Run(store, "", config)
     labelled = [load_labelled(draft, name) for name in config.study.datasets]

@@ -11,6 +11,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from app.config import check_imagenet
 from app.data.files import file_error
 from app.errors import InputError, StorageError, UsageError
 from app.jobs import keys
@@ -131,16 +132,12 @@ def initial_weights(run: Run, init: str) -> Weights:
 
 def _imagenet(run: Run) -> Weights:
     """From ``--imagenet-weights`` if given, else torchvision's, downloaded once and checked by their hash."""
-    network = run.config.network
-    if network.stem != "stock":
-        raise UsageError(
-            f"network.stem={network.stem}: ImageNet weights need the stock stem; use --set network.stem=stock"
-        )
+    check_imagenet(run.config.network)
     if (file := run.config.imagenet_weights) is not None:
         state, _, digest = _read(run.store, file)
         state = _resnet(run, state, file)
         return Weights("imagenet", {"name": "imagenet", "sha256": digest[:8]}, file, lambda: state)
-    url: str = next(iter(torchvision.models.get_model_weights(network.architecture))).url
+    url: str = next(iter(torchvision.models.get_model_weights(run.config.network.architecture))).url
     # The published file's name ends in the first 8 digits of its SHA-256.
     digest = Path(url).stem.rsplit("-", 1)[-1]
     return Weights("imagenet", {"name": "imagenet", "sha256": digest}, url, cache(lambda: _download(url, digest)))
