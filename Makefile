@@ -8,6 +8,7 @@ IMAGE ?= byol-med:$(VERSION)
 BASE_IMAGE ?= python:3.11-slim-bookworm
 IMAGENET_WEIGHTS ?= 0
 CHAOS ?= full
+STUDY ?= studies/nih-28.yaml
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,10 +31,10 @@ demo: $(STAMP) ## run a small study on default data; prints the result table and
 test: $(STAMP) ## run the test suite but for chaos, two tests at a time; ARGS="-n 0" for one
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not chaos" $(ARGS)
 
-# The study that was registered before it was run. DATA is a folder of the files that RESULTS.md describes.
-study: $(STAMP) ## run the registered study of studies/nih-28.yaml on the files in DATA, into STORE; it can be stopped and continued
+# A study that was registered before it was run. DATA is a folder of the files that RESULTS.md describes.
+study: $(STAMP) ## run the registered study STUDY on the files in DATA, into STORE; it can be stopped and continued
 	@test -n "$(DATA)" || { echo 'study: give DATA=FOLDER with pneumoniamnist.npz, breastmnist.npz, dermamnist_reconstructed.npz and nihcxr_unlabeled_28.npz'; exit 2; }
-	$(BIN)/python -m app run --preset studies/nih-28.yaml --store $(STORE) --run-id nih-28-registered --data-root $(DATA) \
+	$(BIN)/python -m app run --preset $(STUDY) --store $(STORE) --run-id $(basename $(notdir $(STUDY)))-registered --data-root $(DATA) \
 	  --data nih_chestxray14=$(DATA)/nihcxr_unlabeled_28.npz \
 	  --data dermamnist_reconstructed=$(DATA)/dermamnist_reconstructed.npz $(ARGS)
 
