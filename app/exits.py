@@ -42,6 +42,7 @@ def exit_code(command: Callable[[], int | None]) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0)  # a signal may have come while `never_lost` was left
     return code
 
 

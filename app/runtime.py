@@ -240,13 +240,17 @@ def stop_now(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _raise_again(_number: int, _frame: FrameType | None) -> None:
-    """Raise what a signal raised once more, unless what runs now does so because of it: a ``finally``, say."""
+    """Raise what a signal raised once more, unless what runs now does so because of it.
+
+    That is a ``finally``, say, or the end of a generator that is left. A ``__del__`` cannot be told from other code.
+    """
     error = sys.exc_info()[1]
     while error is not None:
-        if isinstance(error, Stopped):
+        if isinstance(error, Stopped | GeneratorExit):
             return
         error = error.__context__
-    raise Stopped(Stopped.came)
+    if Stopped.came is not None:  # somebody else may send the alarm
+        raise Stopped(Stopped.came)
 
 
 @contextlib.contextmanager
@@ -258,7 +262,7 @@ def never_lost() -> Iterator[None]:
     does while a class is built. Most of a command's first second is such code.
 
     Raises:
-        Stopped: a signal came, whatever became of it.
+        Stopped: a signal came, whatever became of it, if there was still something to stop.
     """
     hook, before = sys.unraisablehook, signal.getsignal(signal.SIGALRM)
     Stopped.came = None

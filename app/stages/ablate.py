@@ -32,6 +32,7 @@ FROZEN: tuple[ProtocolName, ...] = ("linear_probe", "few_shot_frozen")
 JUDGED = ("network", "pretrain", "views", "views_plus", *(f"protocols.{name}" for name in FROZEN))
 CHOICE = "validation data cannot judge how the epoch is chosen on them"
 IDLE = "decides nothing of these trials"
+STEM = "ImageNet's weights need the stock stem"
 
 
 def ablate(
@@ -144,7 +145,11 @@ class _Work:
         for line, values in lines.items():
             if any(name.startswith("protocols.") and name.endswith(".epoch") for name in values):
                 found[line] = CHOICE
-            elif "network.init" not in values and science(turned(self.config, [*values.items()]).config) == whole:
+                continue
+            config = turned(self.config, [*values.items()]).config
+            if config.network.init == "imagenet" and config.network.stem != "stock":
+                found[line] = STEM
+            elif "network.init" not in values and science(config) == whole:
                 found[line] = IDLE
         return found
 

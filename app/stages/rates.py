@@ -17,7 +17,7 @@ from app.science.byol import build_optimizer
 from app.science.finetuning import INFERENCE_PIXELS, Labelled, encode, fit, task_loss
 from app.science.metrics import BINARY
 from app.science.networks import Classifier, Encoder, normalise, to_float
-from app.science.protocols import protocol_of
+from app.science.protocols import PROTOCOLS
 from app.settings import Config
 from app.stages.estimate import Rates
 from app.stages.pretrain import build_trainer
@@ -101,7 +101,7 @@ def _head_steps(classifier: Classifier, config: Config, device: str) -> float:
             classifier,
             few,
             few,
-            protocol=protocol_of("linear_probe", recipe),
+            protocol=PROTOCOLS["linear_probe"],
             recipe=recipe,
             task=BINARY,
             key=("rates",),

@@ -25,7 +25,10 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
 ]
 
-SETTINGS = ["pretrain.batch_size=64", "pretrain.epochs=8", "pretrain.warmup_epochs=0.5"]
+SETTINGS = [
+    "pretrain.batch_size=64", "pretrain.epochs=8", "pretrain.warmup_epochs=0.5", "pretrain.learning_rate=3e-4",
+    "network.stem=stock", "views.crop_scale=[0.3,1.0]", "views.blur=0.5",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

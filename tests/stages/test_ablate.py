@@ -14,7 +14,7 @@ from app.data import write_phantoms
 from app.errors import UsageError
 from app.jobs.trials import AblationRecord, Arm
 from app.stages import pretrain
-from app.stages.ablate import CHOICE, IDLE, ablate, lines_of, switches
+from app.stages.ablate import CHOICE, IDLE, STEM, ablate, lines_of, switches
 from app.stages.listing import list_store
 from app.storage import FolderStore
 from tests import small
@@ -122,6 +122,17 @@ def test_what_cannot_be_ablated_is_one_line(call, tmp_path, monkeypatch, options
     assert len(said) == 1, err
     assert message in said[0]
     assert not (tmp_path / "store").exists()
+
+
+def test_a_stem_that_the_weights_do_not_fit_is_left_out(tmp_path, data):
+    code, other = (
+        load_config(
+            "paper-code", [*SETTINGS[:-1], "network.init=imagenet", f"network.stem={stem}"], data_root=str(data)
+        )
+        for stem in ("stock", "middle")
+    )
+    with pytest.raises(UsageError, match=f"--switch network.stem: {STEM}; leave it out"):
+        ablate(FolderStore(tmp_path), code, other, "byol", against="other", asked=["network.stem"])
 
 
 def test_the_table_tells_each_effect_with_its_interval():

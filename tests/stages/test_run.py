@@ -1,13 +1,16 @@
 """The local runner's workers."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import time
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
 from app.errors import Interrupted
+from app.runtime import SIGNALS
 from app.stages import run
 
 
@@ -23,3 +26,22 @@ def test_a_signal_waits_until_a_worker_listens() -> None:
         with pytest.raises(Interrupted, match="stopped; run the same command again"):
             future.result(60)
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_signal_that_is_dropped_stops_a_worker_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drop(*_: object, **__: object) -> None:
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        time.sleep(10)
+        pytest.fail("lost")
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    monkeypatch.setattr("app.config.parse_config", drop)
+    signal.signal(signal.SIGTERM, run._Worker.receive)
+    try:
+        with pytest.raises(Interrupted, match="SIGTERM: stopped"):
+            run._run_remote("no store", "no run", {}, [])
+    finally:
+        run._Worker.stopped = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
