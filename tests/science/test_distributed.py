@@ -42,22 +42,29 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def words_of_followers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Followers are forked from one process that has imported torch, and not each from nothing: seconds of each.
+@pytest.fixture(scope="session")
+def words_of_followers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that all followers write to what they say.
 
-    What they say goes to the file that this is.
+    They are forked from one process, whose standard error it is for as long as pytest runs: this module's tests need
+    not be run in one piece.
     """
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["tests.science.test_distributed"])
+    get_context("forkserver").set_forkserver_preload(["tests.science.test_distributed"])
     path, ours = tmp_path_factory.mktemp("followers") / "stderr", os.dup(2)
-    with path.open("ab") as file, pytest.MonkeyPatch.context() as patch:
+    with path.open("ab") as file:
         os.dup2(file.fileno(), 2)
         forkserver.ensure_running()
         os.dup2(ours, 2)
         os.close(ours)
-        patch.setattr(distributed, "get_context", lambda method: context)
-        yield path
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_followers(words_of_followers: Path) -> Iterator[None]:
+    """Followers are forked from a process that has imported torch, and not each from nothing: seconds of each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "get_context", lambda method: get_context("forkserver"))
+        yield
 
 
 @pytest.fixture(scope="module")
