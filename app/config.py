@@ -144,7 +144,7 @@ def check_imagenet(network: Network) -> None:
     Raises:
         UsageError: they fit another stem.
     """
-    if network.stem != "stock":
+    if not network.takes_imagenet:
         raise UsageError(
             f"network.stem={network.stem}: ImageNet weights need the stock stem; use --set network.stem=stock, "
             "or leave imagenet out of study.baselines and network.init"

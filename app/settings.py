@@ -102,6 +102,11 @@ class Network(Section):
     projection: Count
     predictor: PredictorName = "mlp"
 
+    @property
+    def takes_imagenet(self) -> bool:
+        """Whether ImageNet's weights fit, whose first kernel is the stock stem's."""
+        return self.stem == "stock"
+
 
 class Pretrain(Section):
     """The pretraining recipe.

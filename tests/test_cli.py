@@ -189,15 +189,19 @@ def another_error(number: int) -> None:
     raise ValueError("cannot build a schema")
 
 
+def tidy() -> None:
+    for _ in range(35):
+        time.sleep(0.01)
+    Path("tidied").touch()
+
+
 def tidied_up(number: int) -> None:
     """What a signal ends may take its time to tidy up."""
     try:
         signal.raise_signal(number)
         pytest.fail("went on")
     finally:
-        for _ in range(35):
-            time.sleep(0.01)
-        Path("tidied").touch()
+        tidy()
 
 
 def left(number: int) -> None:
@@ -207,9 +211,7 @@ def left(number: int) -> None:
         try:
             yield
         finally:
-            for _ in range(35):
-                time.sleep(0.01)
-            Path("tidied").touch()
+            tidy()
 
     for _ in tidying():
         signal.raise_signal(number)

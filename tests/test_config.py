@@ -44,6 +44,7 @@ def test_other_presets_start_from_the_recommended_one():
     base, smoke = load_config("recommended"), load_config("smoke")
     assert smoke.data.subset == 128
     assert smoke.data.size == base.data.size
+    assert smoke.views == base.views.model_copy(update={"crop_scale": (0.3, 1.0), "blur": 0.5})
     assert smoke.views_plus == base.views_plus
     assert smoke.protocols.linear_probe.epochs == 5
     assert smoke.protocols.linear_probe.learning_rate == base.protocols.linear_probe.learning_rate

@@ -147,7 +147,7 @@ class _Work:
                 found[line] = CHOICE
                 continue
             config = turned(self.config, [*values.items()]).config
-            if config.network.init == "imagenet" and config.network.stem != "stock":
+            if config.network.init == "imagenet" and not config.network.takes_imagenet:
                 found[line] = STEM
             elif "network.init" not in values and science(config) == whole:
                 found[line] = IDLE

@@ -97,15 +97,7 @@ def _head_steps(classifier: Classifier, config: Config, device: str) -> float:
     )
 
     def train() -> None:
-        fit(
-            classifier,
-            few,
-            few,
-            protocol=PROTOCOLS["linear_probe"],
-            recipe=recipe,
-            task=BINARY,
-            key=("rates",),
-        )
+        fit(classifier, few, few, protocol=PROTOCOLS["linear_probe"], recipe=recipe, task=BINARY, key=("rates",))
 
     return recipe.epochs * 512 / recipe.batch_size / _timed(train, device)
 

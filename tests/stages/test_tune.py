@@ -186,7 +186,7 @@ def test_ranking_puts_what_failed_last():
 
 
 def test_all_combinations_are_tried_and_the_presets_own_first():
-    base = load_config("smoke", ["views.blur=0.5"])
+    base = load_config("smoke")
     asked = SEARCH.model_copy(
         update={"settings": {"network.stem": ("stock", "middle"), "views.blur, views.flip": ([0.0, 0.5], [0.5, 0.0])}}
     )
